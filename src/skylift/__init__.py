@@ -1,0 +1,1 @@
+"""skylift: moves companies' databases to the cloud and proves that every row arrived."""

@@ -1,0 +1,1 @@
+"""Moves rows. Knows Source and Target; not runs, HTTP or the store."""

@@ -1,0 +1,283 @@
+"""The nouns of the field, frozen. Times are aware UTC datetimes, sizes are bytes, identifiers are UUIDs.
+
+The first half is what the engine and the connectors speak of; the second half is what the store keeps
+and the faces show (`None` for a time means "not yet").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+
+from skylift.errors import SkyliftError
+from skylift.runs import (
+    CompanyInit,
+    CompanySetupStatus,
+    MigrationState,
+    ReplicationType,
+    RunStatus,
+    SqlServerType,
+    TableMappingType,
+    TableStatus,
+    UpgradeStatus,
+)
+
+# ------------------------------------------------------------------ what moves
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table as its source describes it."""
+
+    name: str                       # as the source spells it
+    schema: pa.Schema               # columns in order, with the Arrow type each value is moved as
+    key: tuple[str, ...] = ()       # primary key columns in key order; () = no key
+    rows: int | None = None         # estimate, None = unknown
+    size_bytes: int | None = None   # estimate, None = unknown
+    source_types: tuple[str, ...] = ()  # declared types, parallel to schema; for messages
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """Rows whose key k satisfies lo <= k < hi, as row values; None = open. The unit of parallel work and of resuming."""
+
+    lo: tuple[Any, ...] | None = None
+    hi: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One key range of one full copy; `id` counts from 0 within the copy."""
+
+    id: int
+    keys: KeyRange
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Row count and order-independent 128-bit hash of a set of rows; digests of disjoint sets add up (engine/hashing.py)."""
+
+    rows: int = 0
+    lo: int = 0
+    hi: int = 0
+
+    def __add__(self, other: Digest) -> Digest:
+        return Digest(self.rows + other.rows, (self.lo + other.lo) % 2**64, (self.hi + other.hi) % 2**64)
+
+    def __sub__(self, other: Digest) -> Digest:
+        return Digest(self.rows - other.rows, (self.lo - other.lo) % 2**64, (self.hi - other.hi) % 2**64)
+
+    def __str__(self) -> str:
+        return f"{self.hi:016x}{self.lo:016x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far a target copy reflects its source: `position` in `feed` of the source `incarnation`."""
+
+    feed: str            # 'change_log' or 'fingerprint' (connectors name their own)
+    position: int        # 0 = never copied
+    incarnation: str     # identity of the source database; another one means: copy whole
+
+
+@dataclass(frozen=True, slots=True)
+class TargetName:
+    """Where a table goes: `schema` is the company's ('' = the target's default schema)."""
+
+    schema: str
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.table}" if self.schema else self.table
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTask:
+    """One table of one company, to be brought up to date in the target."""
+
+    company: str         # '' = cross-company
+    table_name: str      # without the company prefix, as detail rows show it
+    table: Table
+    target: TargetName
+    full: bool = False   # copy whole even if the target's ledger would allow an incremental copy
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one task has come; yielded after the target has committed what it says."""
+
+    task: CopyTask
+    status: TableStatus
+    rows: int = 0                  # rows read from the source and committed so far in this run
+    total_rows: int = 0            # rows of the source table (estimate until the task has ended)
+    size_bytes: int = 0            # Arrow bytes moved so far
+    mode: str = ""                 # 'full', 'incremental' or 'unchanged'
+    reason: str = ""               # why a full copy was made where an incremental one was asked for
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    digest: Digest | None = None   # of the whole target table, once verified
+    watermark: Watermark | None = None
+    error: SkyliftError | None = None
+
+
+# ------------------------------------------------------------------ what is kept
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A replication run, or a life-cycle event shown as one (behaviour.md §1 "Run"). API: cloudMigrationStatus."""
+
+    id: UUID
+    run_id: str
+    started_at: datetime
+    ended_at: datetime | None
+    replication_type: ReplicationType
+    status: RunStatus
+    source: str                    # display name of the source product
+    details: str
+    tables_successful: int = 0     # the three counts are counted in SQL from the run's tables
+    tables_failed: int = 0
+    tables_remaining: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunTable:
+    """One table of one company in one run. API: cloudMigrationStatusDetail."""
+
+    id: UUID
+    run_id: str
+    company_name: str              # '' = cross-company
+    table_name: str
+    status: TableStatus
+    records_copied: int = 0
+    total_records: int = 0
+    errors: str = ""
+    error_code: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    mode: str = ""                 # as Progress.mode
+    reason: str = ""
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    size_bytes: int = 0
+    target_rows: int | None = None  # rows of the target table, once verified
+    digest: str = ""               # 32 hex digits once verified
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCompany:
+    """A company found in the source. API: cloudMigrationCompany."""
+
+    id: UUID
+    name: str
+    display_name: str
+    replicate: bool = False
+    estimated_size: Decimal = Decimal(0)                   # GB
+    status: CompanySetupStatus = CompanySetupStatus.NONE
+    created: bool = False
+    init_status: CompanyInit = CompanyInit.UNKNOWN
+    init_error: str = ""
+    upgrade_status: UpgradeStatus = UpgradeStatus.NONE     # not in API v1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """A company of the environment itself. API: company."""
+
+    id: UUID
+    name: str
+    display_name: str
+    created_at: datetime
+    modified_at: datetime
+    created_by: UUID = UUID(int=0)
+    modified_by: UUID = UUID(int=0)
+    system_version: str = ""
+    business_profile_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The migration's configuration (one row at most). API: setupCloudMigration; secrets only in the answer that sets them."""
+
+    id: UUID
+    product_id: str
+    sql_server_type: SqlServerType = SqlServerType.SQL_SERVER
+    sql_connection_string: str = ""
+    runtime_name: str = ""
+    runtime_key: str = ""
+    state: MigrationState = MigrationState.NOT_SET_UP      # not in API v1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProductType:
+    id: str
+    display_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableMapping:
+    id: UUID
+    target_table_type: TableMappingType = TableMappingType.TABLE
+    app_id: UUID = UUID(int=0)
+    extension_name: str = ""
+    table_id: int = 0
+    table_name: str = ""
+    source_table_name: str = ""
+    per_company: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    id: str
+    notification_url: str
+    resource: str
+    user_id: UUID
+    client_state: str
+    expires_at: datetime
+    created_at: datetime
+    modified_at: datetime
+    created_by: UUID = UUID(int=0)
+    modified_by: UUID = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An extension found in the source and taken as published in the target."""
+
+    id: UUID
+    name: str
+    publisher: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the event log: who moved what from where to where, when and why."""
+
+    id: int
+    at: datetime
+    actor: str
+    subject: str                   # 'migration', 'run <run_id>', 'company <name>', ...
+    event: str
+    from_state: str
+    to_state: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An API token; only its hash is kept."""
+
+    id: UUID
+    name: str
+    role: str                      # reader, operator, administrator
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
