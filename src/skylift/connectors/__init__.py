@@ -7,7 +7,8 @@ short method; shared code never asks "which database?".
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from skylift.errors import SetupError, redact
-from skylift.model import Chunk, Digest, KeyRange, Table, TargetName, Watermark
+from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,14 @@ class Changes:
     """What one table's change feed holds since a watermark, read in one source snapshot.
 
     `keys`: the distinct keys touched (columns = the key); `rows`: those of them that exist now, whole rows.
-    A key without a row is a delete. `watermark` is where the snapshot stands.
+    A key without a row is a delete. `watermark` is where the snapshot stands. `rows_now` counts the table in the same
+    snapshot where the feed alone cannot vouch for every delete, else None.
     """
 
     keys: pa.Table
     rows: pa.Table
     watermark: Watermark
+    rows_now: int | None = None
 
 
 class Source(Protocol):
@@ -44,8 +47,11 @@ class Source(Protocol):
         `consumer` names the environment that reads the feed, so that what it has not read yet is kept.
         """
 
+    def measure(self, table: Table) -> Table:
+        """`table` with `rows` and `size_bytes` filled in, estimated where counting would cost a scan."""
+
     def split(self, table: Table, rows: int, size_bytes: int) -> list[KeyRange]:
-        """Ranges of about `rows` rows or `size_bytes` bytes that together cover every possible key exactly once."""
+        """Ranges of about `rows` rows or `size_bytes` bytes of a measured table, covering every possible key exactly once."""
 
     def read(self, table: Table, keys: KeyRange) -> Iterator[pa.RecordBatch]:
         """The rows of `keys`, in batches with the columns of `table.schema`. Raises ValueRefused naming column and key."""
@@ -53,14 +59,14 @@ class Source(Protocol):
     def usable(self, table: Table, since: Watermark) -> str:
         """'' if the feed can bring `table` from `since` to now, else the reason why it must be copied whole."""
 
-    def changed(self, tables: Sequence[Table], since: Watermark) -> set[str]:
-        """Names of those of `tables` that the feed says were touched since the watermark; cost follows what changed."""
+    def changed(self, since: Mapping[str, Watermark]) -> set[str]:
+        """Names of the tables that the feed says were touched since their watermark; cost follows what changed."""
 
     def changes(self, table: Table, since: Watermark) -> Changes:
-        """What was touched since the watermark. Raises SourceChanged if the table has no key to tell rows apart."""
+        """What was touched since the watermark. Raises SourceChanged if the feed cannot tell the rows apart."""
 
-    def confirm(self, consumer: str, watermark: Watermark) -> None:
-        """The target has committed up to `watermark`: the feed may forget what every consumer has confirmed."""
+    def confirm(self, consumer: str, position: int) -> None:
+        """The target has committed everything up to `position`: the feed may forget what every consumer has confirmed."""
 
     def untrack(self, consumer: str) -> None:
         """Remove what `track` installed for this consumer; the last one leaves the source as it was found."""
@@ -74,19 +80,63 @@ class TableState:
 
     digest: Digest
     watermark: Watermark
-    columns: str         # fingerprint of the source columns it was copied with
+    columns: str                    # fingerprint of the source columns it was copied with
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPlan:
+    """A full copy that has begun: where its source stood before, and how it is cut (engine/copy.py writes and reads the text)."""
+
+    watermark: Watermark
+    ranges: str
+
+
+class Transaction(Protocol):
+    """One transaction of the target: committed when its `with` block ends, rolled back when the block raises."""
+
+    def create(self, name: TargetName, table: Table) -> None:
+        """An empty table of these columns, in place of whatever stands there."""
+
+    def insert(self, name: TargetName, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Append rows. Raises ValueRefused for a value that the target cannot hold."""
+
+    def delete(self, name: TargetName, keys: pa.Table) -> None:
+        """Delete the rows with these keys (columns = the key)."""
+
+    def read(self, name: TargetName, schema: pa.Schema, keys: pa.Table | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows, or those with these keys, as this transaction sees them, in no order."""
+
+    def count(self, name: TargetName) -> int: ...
+    def swap(self, build: TargetName, name: TargetName) -> None:
+        """Put `build` in the place of `name`."""
+
+    def drop(self, name: TargetName) -> None:
+        """Drop the table and what the ledger knows of it; nothing happens if it is not there."""
+
+    def begin_copy(self, build: TargetName, copy_id: str, plan: CopyPlan) -> None: ...
+    def chunk_done(self, build: TargetName, copy_id: str, chunk: int, digest: Digest) -> None: ...
+    def end_copy(self, build: TargetName) -> None: ...
+    def set_states(self, states: Mapping[TargetName, TableState]) -> None: ...
 
 
 class Target(Protocol):
-    """A database to copy to. The ledger beside the data is the truth about what has arrived."""
+    """A database to copy to; safe to call from several threads. The ledger beside the data is the truth about what arrived."""
 
     max_name_bytes: int
+    chunk_rows: int                 # rows of a chunk that this database stores best
 
+    def transaction(self) -> AbstractContextManager[Transaction]: ...
     def states(self) -> dict[TargetName, TableState]: ...
-    def plan(self, table: Table, name: TargetName, copy_id: str) -> tuple[Watermark, list[Chunk]] | None: ...
-    def prepare(self, table: Table, name: TargetName, copy_id: str, watermark: Watermark, chunks: Sequence[Chunk]) -> None: ...
-    def ledger(self, name: TargetName, copy_id: str) -> dict[int, Digest]: ...
-    def drop(self, name: TargetName) -> None: ...
+    def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:
+        """The full copies that have begun under this id and not ended, by the table they build."""
+
+    def chunks_done(self, build: TargetName, copy_id: str) -> dict[int, Digest]: ...
+    def read_parts(self, name: TargetName, schema: pa.Schema, parts: int) -> list[Iterator[pa.RecordBatch]]:
+        """The committed rows as at most `parts` independent streams, each to be read by a thread of its own."""
+
+    def discard_copies(self, keep: str) -> None:
+        """Drop what full copies under other ids than `keep` have left behind."""
+
     def close(self) -> None: ...
 
 
@@ -120,6 +170,3 @@ def _driver(url: URL, opener: str):
         side = opener.removeprefix("open_")
         raise SetupError(f"'{url.drivername}' is not a {side} that skylift knows", hint=f"known schemes: {', '.join(_DRIVERS)}")
     return getattr(module, opener)
-
-
-__all__ = ["Changes", "Digest", "Iterable", "KeyRange", "Source", "TableState", "Target", "open_source", "open_target", "parse_url"]
