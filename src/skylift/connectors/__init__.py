@@ -38,6 +38,8 @@ class Changes:
 class Source(Protocol):
     """A database to copy from; safe to call from several threads."""
 
+    name: str            # of the database: the file's stem, or its name on the server
+
     def tables(self) -> list[Table]:
         """Every user table, in one round trip to the catalogue; never skylift's own or the database's own tables."""
 
@@ -85,7 +87,7 @@ class TableState:
 
 @dataclass(frozen=True, slots=True)
 class CopyPlan:
-    """A full copy that has begun: where its source stood before, and how it is cut (engine/copy.py writes and reads the text)."""
+    """A full copy that has begun: where its source stood before, and how it is cut (as text of engine/copy.py)."""
 
     watermark: Watermark
     ranges: str

@@ -37,9 +37,12 @@ class Catalogue:
 
 
 class Product(Protocol):
-    id: str
-    display_name: str
-    upgrades: bool             # a finished run waits for runDataUpgrade
+    @property
+    def id(self) -> str: ...
+    @property
+    def display_name(self) -> str: ...
+    @property
+    def upgrades(self) -> bool: ...    # a finished run waits for runDataUpgrade
 
     def discover(self, source: Source) -> Catalogue:
         """Raises SetupError if the source is not of this product, or names collide."""

@@ -1,0 +1,38 @@
+"""The products there are, in the order in which sourceProductTypes lists them. Source: behaviour.md §2.8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from skylift.connectors import Source
+from skylift.errors import SetupError
+from skylift.products import Catalogue, Product
+from skylift.products.business_central import DYNAMICS_BC, DYNAMICS_BC_LAST
+from skylift.products.custom import Custom
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A product of the API whose catalogue (where it keeps companies and tables) skylift cannot read yet."""
+
+    id: str
+    display_name: str
+    upgrades: bool = True
+
+    def discover(self, source: Source) -> Catalogue:
+        """Always raises SetupError: better refused than migrated by guesswork."""
+        raise SetupError(f"skylift cannot read the catalogue of {self.display_name} yet",
+                         hint="use the product Custom, which copies the whole database", code="50018")
+
+
+PRODUCTS: dict[str, Product] = {product.id: product for product in (
+    DYNAMICS_BC, DYNAMICS_BC_LAST, Unread("DynamicsGP", "Dynamics GP"), Unread("DynamicsSL", "Dynamics SL"), Custom())}
+
+
+def find_product(product_id: str) -> Product:
+    """The product with that id. Raises SetupError listing those there are."""
+    try:
+        return PRODUCTS[product_id]
+    except KeyError:
+        raise SetupError(f"'{product_id}' is not a source product", hint=f"choose one of {', '.join(PRODUCTS)}",
+                         code="52010") from None
