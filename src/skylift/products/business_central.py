@@ -137,7 +137,7 @@ def _app(row: dict[str, Any]) -> App:
 
 
 def _companies(rows: Iterator[dict[str, Any]]) -> dict[str, str]:
-    """SQL-safe name -> display name, in the order of the names. Raises SetupError for names that cannot be held or told apart."""
+    """SQL-safe name -> display name, by name. Raises SetupError for names that cannot be held or told apart."""
     names = {_text(row, "name"): _text(row, "display name") for row in rows}
     if not names:
         raise SetupError("the source has no company", hint="its table Company is empty", code="50003")

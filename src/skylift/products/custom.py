@@ -25,7 +25,7 @@ class Custom:
             raise SetupError(f"'{source.name}' has no table", hint="check the connection string", code="NoTables")
         company = sql_name(source.name)
         if len(company) > MAX_COMPANY_NAME:
-            raise SetupError(f"the company would be named after its database, '{source.name}': over {MAX_COMPANY_NAME} characters",
+            raise SetupError(f"the database name '{source.name}' is over {MAX_COMPANY_NAME} characters, the limit of a company",
                              hint="rename the database or its file", code="CompanyName")
         found = [FoundTable(company, table.name, table) for table in tables]
         refuse_collisions((target_name(company, table.name, 10_000), table.name) for table in tables)
