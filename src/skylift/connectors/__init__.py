@@ -7,7 +7,7 @@ short method; shared code never asks "which database?".
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,15 +24,15 @@ from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 class Changes:
     """What one table's change feed holds since a watermark, read in one source snapshot.
 
-    `keys`: the distinct keys touched (columns = the key); `rows`: those of them that exist now, whole rows.
-    A key without a row is a delete. `watermark` is where the snapshot stands. `rows_now` counts the table in the same
-    snapshot where the feed alone cannot vouch for every delete, else None.
+    `keys`: the distinct keys touched (columns = the key); `rows`: those of them that exist now, whole rows, to be read once.
+    A key without a row is a delete. `rows_now` counts the table in the same snapshot where the feed alone cannot vouch for
+    every delete, else None. `seal()`, called after the rows have been read, ends the snapshot and says where it stood.
     """
 
     keys: pa.Table
-    rows: pa.Table
-    watermark: Watermark
-    rows_now: int | None = None
+    rows: Iterator[pa.RecordBatch]
+    rows_now: int | None
+    seal: Callable[[], Watermark]
 
 
 class Source(Protocol):
@@ -64,7 +64,7 @@ class Source(Protocol):
     def changed(self, since: Mapping[str, Watermark]) -> set[str]:
         """Names of the tables that the feed says were touched since their watermark; cost follows what changed."""
 
-    def changes(self, table: Table, since: Watermark) -> Changes:
+    def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
         """What was touched since the watermark. Raises SourceChanged if the feed cannot tell the rows apart."""
 
     def confirm(self, consumer: str, position: int) -> None:

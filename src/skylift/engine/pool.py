@@ -1,0 +1,303 @@
+"""Many tasks at once on a pool of threads, behind one function that streams what the target has committed.
+
+Large tables are cut into chunks that any thread may load; small ones travel packed, so that two thousand of them are not
+two thousand transactions. Threads are enough: reading, casting, hashing and loading all run outside the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from skylift.connectors import CopyPlan, Source, TableState, Target
+from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name, columns_of
+from skylift.errors import CopyError, SchemaChanged, SkyliftError, SourceChanged, Transient
+from skylift.model import Chunk, CopyTask, Progress, TargetName, Watermark
+from skylift.runs import TableStatus
+
+PACK_TABLES = 100
+PACK_BYTES = 32 * 2**20
+ATTEMPTS = 5                      # of a step that failed for a passing reason, with growing pauses
+RECOPIES = 3                      # of a table that was edited while it was read and has no key to catch up by
+
+
+def copy_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, copy_id: str, consumer: str, workers: int,
+                stop: Callable[[], bool] = lambda: False, verify: bool = True) -> Iterator[Progress]:
+    """Bring every task's table up to date; yield after each commit. The last Progress of a task is Successful or Failed.
+
+    Calling again with the same `copy_id` continues what a killed call has left. Returns early when `stop()` turns true.
+    A table that fails is a Progress with its error and the others go on. Raises TargetFailed when the target as a whole
+    is unusable, and whatever the source raises before the first table.
+    """
+    cancelled = threading.Event()
+    copier = Copier(source, target, copy_id, consumer, lambda: cancelled.is_set() or stop(), verify)
+    work = _Work(copier, workers, cancelled)
+    try:
+        work.start(tasks)
+        while not work.finished():
+            try:
+                item = work.results.get(timeout=0.2)
+            except queue.Empty:
+                if stop():
+                    return
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        cancelled.set()
+        work.pool.shutdown(wait=True, cancel_futures=True)
+    if not stop():
+        work.confirm()
+
+
+class _Work:
+    """What is under way. Units of work run on the pool and put Progress, or the error that ends everything, into `results`."""
+
+    def __init__(self, copier: Copier, workers: int, cancelled: threading.Event) -> None:
+        self.copier = copier
+        self.workers = workers
+        self.results: queue.Queue[Progress | BaseException] = queue.Queue()
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="copy")
+        self._cancelled = cancelled
+        self._lock = threading.Lock()
+        self._open = 0                                  # units submitted and not ended
+        self._reasons: dict[TargetName, str] = {}
+        self._positions: list[int] = []                 # of every task that holds data, for confirm()
+
+    def finished(self) -> bool:
+        with self._lock:
+            return self._open == 0 and self.results.empty()
+
+    def start(self, tasks: Sequence[CopyTask]) -> None:
+        copier = self.copier
+        copier.target.discard_copies(keep=copier.copy_id)
+        states = copier.target.states()
+        watermark = copier.source.track([task.table for task in tasks], copier.consumer)
+        whole: list[CopyTask] = []
+        incremental: dict[str, tuple[CopyTask, TableState]] = {}
+        for task in tasks:
+            state = states.get(task.target)
+            if state:
+                self._positions.append(state.watermark.position)
+            reason = _why_whole(copier, task, state)
+            if isinstance(reason, CopyError):
+                self.results.put(Progress(task, TableStatus.FAILED, error=reason))
+            elif state is None or reason:
+                self._reasons[task.target] = reason
+                whole.append(task)
+            else:
+                incremental[task.table.name] = (task, state)
+        changed = copier.source.changed({name: state.watermark for name, (_, state) in incremental.items()})
+        self._submit(self._unchanged, [pair for name, pair in incremental.items() if name not in changed], watermark)
+        for name in sorted(changed):
+            self._submit(self._incremental, *incremental[name])
+        if whole:
+            self._submit(self._measure, whole, watermark)
+
+    def confirm(self) -> None:
+        """Nothing before the oldest watermark that is still in use is needed at the source any more."""
+        if self._positions:
+            self.copier.source.confirm(self.copier.consumer, min(self._positions))
+
+    # -------------------------------------------------------------- units of work
+
+    def _unchanged(self, pairs: list[tuple[CopyTask, TableState]], watermark: Watermark) -> None:
+        """The feed holds nothing for these tables: only their watermarks move on, all in one transaction."""
+        if not pairs:
+            return
+        with self.copier.target.transaction() as t:
+            t.set_states({task.target: replace(state, watermark=watermark) for task, state in pairs})
+        for task, state in pairs:
+            rows = state.digest.rows
+            self.results.put(Progress(task, TableStatus.SUCCESSFUL, total_rows=rows, mode="unchanged", digest=state.digest,
+                                      watermark=watermark))
+
+    def _incremental(self, task: CopyTask, state: TableState) -> None:
+        self.results.put(Progress(task, TableStatus.IN_PROGRESS, total_rows=state.digest.rows, mode="incremental"))
+        try:
+            progress = self._patiently(lambda: self.copier.apply(task, state))
+        except SourceChanged as error:                  # the feed cannot do it: copy whole, and say so
+            self._reasons[task.target] = error.message
+            self._submit(self._measure, [task], self.copier.source.track([task.table], self.copier.consumer))
+            return
+        except CopyError as error:
+            self.results.put(Progress(task, TableStatus.FAILED, error=error))
+            return
+        self.results.put(progress)
+
+    def _measure(self, tasks: list[CopyTask], watermark: Watermark) -> None:
+        """Sort tables by size: the large ones begin first, the small ones are packed."""
+        source, target = self.copier.source, self.copier.target
+        pack: list[CopyTask] = []
+        packed_bytes = 0
+        for task in tasks:
+            if self.copier.stopping():
+                return
+            try:
+                measured = self._patiently(lambda task=task: source.measure(task.table))
+            except CopyError as error:
+                self.results.put(Progress(task, TableStatus.FAILED, error=error))
+                continue
+            sized = replace(task, table=measured)
+            rows, size = measured.rows or 0, measured.size_bytes or 0
+            if rows > target.chunk_rows or size > CHUNK_BYTES:
+                self.results.put(self._explained(Progress(sized, TableStatus.IN_PROGRESS, total_rows=rows, mode="full")))
+                self._submit(self._large, sized, watermark)
+                continue
+            if pack and (len(pack) == PACK_TABLES or packed_bytes + size > PACK_BYTES):
+                self._submit(self._small, pack, watermark)
+                pack, packed_bytes = [], 0
+            pack.append(sized)
+            packed_bytes += size
+        if pack:
+            self._submit(self._small, pack, watermark)
+
+    def _small(self, tasks: list[CopyTask], watermark: Watermark, attempt: int = 1) -> None:
+        if len(tasks) < PACK_TABLES // 2:               # a full pack is over before a person has read its names
+            for task in tasks:
+                self.results.put(self._explained(Progress(task, TableStatus.IN_PROGRESS, total_rows=task.table.rows or 0, mode="full")))
+        try:
+            done = self._patiently(lambda: self.copier.copy_small(tasks, watermark))
+        except (CopyError, Transient) as error:
+            if len(tasks) > 1:                          # one of them failed: each for itself
+                for task in tasks:
+                    self._submit(self._small, [task], watermark)
+            elif isinstance(error, SourceChanged) and attempt < RECOPIES:
+                self._small(tasks, self.copier.source.track([tasks[0].table], self.copier.consumer), attempt + 1)
+            else:
+                self.results.put(Progress(tasks[0], TableStatus.FAILED, error=error))
+            return
+        for progress in done:
+            self.results.put(self._explained(progress))
+
+    def _large(self, task: CopyTask, watermark: Watermark, attempt: int = 1) -> None:
+        try:
+            plan, chunks = self._patiently(lambda: self.copier.begin(task, watermark))
+        except CopyError as error:
+            self.results.put(Progress(task, TableStatus.FAILED, error=error))
+            return
+        copy = _LargeCopy(self, task, plan, len(chunks), attempt)
+        for chunk in chunks:
+            self._submit(copy.chunk, chunk)
+        if not chunks:
+            self._submit(copy.finish)
+
+    # -------------------------------------------------------------- plumbing
+
+    def _submit(self, unit: Callable[..., None], *args: object) -> None:
+        with self._lock:
+            self._open += 1
+
+        def run() -> None:
+            try:
+                if not self._cancelled.is_set():
+                    unit(*args)
+            except Stopped:
+                pass
+            except BaseException as error:              # not about one table: it ends everything
+                self._cancelled.set()
+                self.results.put(error)
+            finally:
+                with self._lock:
+                    self._open -= 1
+
+        try:
+            self.pool.submit(run)
+        except RuntimeError:                            # the pool is shutting down
+            with self._lock:
+                self._open -= 1
+
+    def _patiently(self, step: Callable):
+        """The result of `step`, tried again after growing pauses while it fails for a passing reason."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return step()
+            except Transient:
+                if attempt == ATTEMPTS:
+                    raise
+                for _ in range(2**attempt):
+                    if self.copier.stopping():
+                        raise Stopped from None
+                    time.sleep(0.1)
+        raise AssertionError("unreachable")
+
+    def _explained(self, progress: Progress) -> Progress:
+        """With the reason for a full copy; and noted for confirm()."""
+        if progress.watermark:
+            self._positions.append(progress.watermark.position)
+        return replace(progress, reason=self._reasons.get(progress.task.target, ""))
+
+
+class _LargeCopy:
+    """The chunks of one table on their way; the last one to arrive finishes it, the first one to fail ends it."""
+
+    def __init__(self, work: _Work, task: CopyTask, plan: CopyPlan, chunks: int, attempt: int) -> None:
+        self._work, self._task, self._plan, self._attempt = work, task, plan, attempt
+        self._left = chunks
+        self._lock = threading.Lock()
+        self._failed = False
+        done = work.copier.target.chunks_done(build_name(task.target), work.copier.copy_id)
+        self._rows = sum(digest.rows for digest in done.values())
+        self._bytes = 0
+
+    def chunk(self, chunk: Chunk) -> None:
+        if self._failed:
+            return
+        try:
+            rows, size_bytes = self._work._patiently(lambda: self._work.copier.copy_chunk(self._task, chunk))
+        except (CopyError, Transient) as error:
+            self._fail(error)
+            return
+        with self._lock:
+            self._left -= 1
+            self._rows += rows
+            self._bytes += size_bytes
+            progress = Progress(self._task, TableStatus.IN_PROGRESS, rows=self._rows, size_bytes=self._bytes, mode="full",
+                                total_rows=max(self._rows, self._task.table.rows or 0))
+            last = self._left == 0
+        self._work.results.put(self._work._explained(progress))
+        if last:
+            self.finish()
+
+    def finish(self) -> None:
+        try:
+            progress = self._work._patiently(lambda: self._work.copier.finish(self._task, self._plan, self._work.workers))
+        except (CopyError, Transient) as error:
+            self._fail(error)
+            return
+        self._work.results.put(self._work._explained(replace(progress, size_bytes=progress.size_bytes + self._bytes)))
+
+    def _fail(self, error: SkyliftError) -> None:
+        with self._lock:
+            if self._failed:
+                return
+            self._failed = True
+        work, task = self._work, self._task
+        work.copier.discard(task)
+        if isinstance(error, SourceChanged) and self._attempt < RECOPIES:
+            work._submit(work._large, task, work.copier.source.track([task.table], work.copier.consumer), self._attempt + 1)
+        else:
+            work.results.put(Progress(task, TableStatus.FAILED, error=error))
+
+
+def _why_whole(copier: Copier, task: CopyTask, state: TableState | None) -> str | CopyError:
+    """Why a table is copied whole, '' if it need not be; an error if an incremental copy was asked for and cannot be had."""
+    if state is None:
+        return "first copy"
+    if task.full:
+        return "a full copy was asked for"
+    if state.columns != columns_of(task.table):
+        return _schema_changed(task, state)
+    return copier.source.usable(task.table, state.watermark)
+
+
+def _schema_changed(task: CopyTask, state: TableState) -> SchemaChanged:
+    before, now = json.loads(state.columns)["columns"], {field.name: str(field.type) for field in task.table.schema}
+    return SchemaChanged(task.table.name, now.keys() - before.keys(), before.keys() - now.keys(),
+                         {name for name in now.keys() & before.keys() if now[name] != before[name]})
