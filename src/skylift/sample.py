@@ -13,6 +13,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -52,9 +53,10 @@ class Spec:
     share: float = 0.0
     limit: int = 10**18      # rows at most; 0 = stays empty
     suffix: str = f"${BASE}"
+    spelled: bool = False    # the SQL name keeps the characters of the business name
 
     def sql(self, company: str = "") -> str:
-        return (f"{sql_name(company)}$" if company else "") + sql_name(self.name) + self.suffix
+        return (f"{sql_name(company)}$" if company else "") + (self.name if self.spelled else sql_name(self.name)) + self.suffix
 
     def typed(self) -> list[tuple[str, str]]:
         return [(name, kind) for name, _, kind in (column.rpartition(" ") for column in self.columns.split("|"))]
@@ -100,7 +102,8 @@ _PER_COMPANY = (
     _app_table("Incoming Document Attachment", "Incoming Document Entry No_ int|Line No_ id|Name text|Content blob",
                ["Incoming Document Entry No_", "Line No_"], limit=200),
     # The identifiers of this table kept all their characters: which ones are replaced is a setting of the source database.
-    Spec('Spend 50% [Old] "A/B"', 'Code key|Rate %.[x] dec|"Quoted" text', ("Code",), limit=50, suffix=f"${RENTAL}"),
+    Spec('Spend 50% [Old] "A/B"', 'Code key|Rate %.[x] dec|"Quoted" text', ("Code",), limit=50, suffix=f"${RENTAL}",
+         spelled=True),
     Spec("Legacy Note", "timestamp stamp|No_ key|Note text", ("No_",), limit=30, suffix=""),
     _app_table("Vendor", _CARD, ["No_"], 0.005), _app_table("Item", _CARD + "|Unit Cost dec|GTIN code", ["No_"], 0.01),
     _app_table("G/L Account", _CARD, ["No_"], limit=300), _app_table("Vendor Ledger Entry", _LEDGER, ["Entry No_"], 0.05),
@@ -145,49 +148,55 @@ def create_sample(path: Path, *, companies: int = 3, rows: int = 1_000_000, tabl
     if path.exists():
         raise SetupError(f"{path} exists already", hint="delete it or choose another path")
     part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
         database = sqlite3.connect(part, isolation_level=None)
         try:
-            written = _build(database, companies, rows, tables, seed, version, progress)
+            _build(database, companies, rows, tables, seed, version, progress)
         finally:
             database.close()
+        os.replace(part, path)
     except (OSError, sqlite3.Error) as error:
-        part.unlink(missing_ok=True)
         raise SetupError(f"{path} cannot be written: {error}", hint="check folder, permissions and free space") from None
-    os.replace(part, path)
-    return written
+    finally:
+        with suppress(OSError):                          # gone when all went well
+            part.unlink()
+    return {spec.sql(company): wanted for spec, company, wanted in _plan(companies, rows, tables)}
+
+
+def _plan(companies: int, rows: int, tables: int) -> list[tuple[Spec, str, int]]:
+    """What to write: (table, company or '' for all, rows)."""
+    fillers = map(_filler, range(1, tables - len(_PER_COMPANY) + 1))
+    specs = [*_PER_COMPANY[:tables], *fillers]
+    entries = [max(min(rows, 20), rows // 4**index) for index in range(companies)]
+    plan = [(spec, name, spec.rows(wanted)) for name, wanted in zip(_names(companies), entries, strict=True) for spec in specs]
+    plan += [(spec, "", spec.rows(rows)) for spec in _CROSS_COMPANY + _NEVER_COPIED]
+    return [*plan, (_CUSTOMER, "Closed Company", 20)]    # a company that is no longer in the table Company
 
 
 def sample_rows(companies: int, rows: int, tables: int) -> int:
     """The rows of a sample of that size, for a progress bar."""
-    specs = _company_tables(tables)
-    return sum(spec.rows(_entries(rows, index)) for index in range(companies) for spec in specs) + sum(
-        spec.rows(rows) for spec in _CROSS_COMPANY + _NEVER_COPIED)
+    return sum(wanted for *_, wanted in _plan(companies, rows, tables))
+
+
+def _names(companies: int) -> list[str]:
+    return [_COMPANIES[n] if n < len(_COMPANIES) else f"Company {n + 1:04d} Ltd." for n in range(companies)]
 
 
 def _build(database: sqlite3.Connection, companies: int, rows: int, tables: int, seed: int, version: str,
-           progress: Callable[[int], None]) -> dict[str, int]:
+           progress: Callable[[int], None]) -> None:
     for pragma in ("page_size=8192", "journal_mode=off", "synchronous=off", "locking_mode=exclusive", "cache_size=-65536"):
         database.execute(f"pragma {pragma}")
     database.execute("begin")
     values = _Values(seed)
-    names = [_COMPANIES[n] if n < len(_COMPANIES) else f"Company {n + 1:04d} Ltd." for n in range(companies)]
-    specs = _company_tables(tables)
-    work = [(spec, name, spec.rows(_entries(rows, index))) for index, name in enumerate(names) for spec in specs]
-    work += [(spec, "", spec.rows(rows)) for spec in _CROSS_COMPANY + _NEVER_COPIED]
-    work += [(_CUSTOMER, "Closed Company", 20)]          # no longer in the table Company
-    written = {}
-    for spec, company, wanted in work:
+    for spec, company, wanted in _plan(companies, rows, tables):
         _create(database, spec.sql(company), spec.typed(), spec.key)
         _insert(database, spec, company, values.rows(spec, company, 1, wanted), progress)
-        written[spec.sql(company)] = wanted
-    _catalogue(database, names, version, values)
+    _catalogue(database, _names(companies), version, values)
     database.execute("commit")
     database.execute("pragma locking_mode=normal")
     database.execute("pragma journal_mode=wal")          # as an application would leave it: readers do not block writers
-    return written
 
 
 def _catalogue(database: sqlite3.Connection, names: list[str], version: str, values: _Values) -> None:
@@ -207,14 +216,6 @@ def _catalogue(database: sqlite3.Connection, names: list[str], version: str, val
         _create(database, table, typed, key)
         database.executemany(f"insert into {_quote(table)} values ({','.join('?' * len(typed))})", rows)
     database.execute('insert into "$ndo$dbproperty" values (?, ?, ?)', (210, '."\\/\'%][', next(values.stamp)))
-
-
-def _entries(rows: int, company: int) -> int:
-    return max(min(rows, 20), rows // 4**company)
-
-
-def _company_tables(tables: int) -> list[Spec]:
-    return [*_PER_COMPANY[:tables], *map(_filler, range(1, tables - len(_PER_COMPANY) + 1))]
 
 
 def _filler(n: int) -> Spec:
@@ -261,7 +262,7 @@ class _Values:
         self.pools: dict[str, list[Any]] = {
             "int": [random.randrange(4) for _ in range(1000)],
             "bool": [random.randrange(2) for _ in range(1000)],
-            "big": [0, 2**63 - 1, -2**63, 2**53 + 1, *(random.getrandbits(62) for _ in range(2000))],
+            "big": [0, 2**63 - 1, -2**63, 2**53 + 1, *(random.getrandbits(62) for _ in range(900))],
             # Most amounts have two places; a third needs all 20, far beyond what a double holds.
             "dec": [(f"{random.randrange(-10**17, 10**17)}.{random.getrandbits(68) % 10**20:020d}",
                      f"{random.randrange(-10**6, 10**6)}.{random.randrange(100):02d}" + "0" * 18,

@@ -73,6 +73,7 @@ class SqliteSource:
 
     def __init__(self, path: Path, read_only: bool) -> None:
         self.path = path
+        self.name = path.stem
         self.read_only = read_only
         self._idle: list[adbc.Connection] = []
         self._lock = threading.Lock()
@@ -112,7 +113,7 @@ class SqliteSource:
         name = quote(table.name)
         width = "+".join(f"coalesce(octet_length({quote(c)}),0)" for c in table.schema.names) + f"+{8 * len(table.schema)}"
         if self._has_integer_key(table):
-            [(first, last)] = self.query(f"select min({quote(table.key[0])}), max({quote(table.key[0])}) from {name}")
+            [(first, last)] = self.query(f"select (select min({key}) from {name}), (select max({key}) from {name})")
             if first is None:
                 return replace(table, rows=0, size_bytes=0)
             rows, row_bytes = self._sample(table, first, last, width)
@@ -146,7 +147,7 @@ class SqliteSource:
         keys = ",".join(map(quote, table.key))
         bounds: list[tuple[Any, ...]] = []
         if self._has_integer_key(table):
-            [(first, last)] = self.query(f"select min({keys}), max({keys}) from {quote(table.name)}")
+            [(first, last)] = self.query(f"select (select min({keys}) from {name}), (select max({keys}) from {name})")
             if last - first < 2 * table.rows:      # dense: divide the numbers, do not walk them
                 step = max(1, per_chunk * (last - first + 1) // table.rows)
                 bounds = [(value,) for value in range(first + step, last + 1, step)]

@@ -146,7 +146,7 @@ def _companies(rows: Iterator[dict[str, Any]]) -> dict[str, str]:
         raise SetupError(f"company names with non-printing characters: {', '.join(map(repr, unprintable))}",
                          hint="rename these companies in the source", code="50021")
     originals: dict[str, str] = {}
-    for name in names:
+    for name in sorted(names):
         if not name or len(name) > MAX_COMPANY_NAME:
             raise SetupError(f"company name '{name}' has {len(name)} characters; 1 to {MAX_COMPANY_NAME} are possible",
                              hint="rename the company in the source", code="CompanyName")
