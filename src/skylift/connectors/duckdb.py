@@ -21,12 +21,16 @@ from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
 from skylift.model import Digest, Table, TargetName, Watermark
 
-MEMORY = "300MB"                  # DuckDB's own buffers; above it DuckDB spills beside the file
+MEMORY = "200MB"                  # DuckDB's own buffers; above it DuckDB spills beside the file
 READ_ROWS = 16_384
 
-# Row and value storage: one row group holds 122,880 rows, and chunks of that size are never rewritten by a checkpoint
-# (measured: chunks of 245,760 rows were all compressed twice, 7.1 s instead of 4.4 s for 1 M x 53).
-CHUNK_ROWS = 122_880
+# What decides the speed here (measured, 1 M rows x 53 columns, two workers; docs/architecture.md):
+# - a transaction that fills a row group (122,880 rows) writes it compressed while it loads; a smaller one goes through the
+#   write-ahead log and is compressed at the next checkpoint: 8.1 s of CPU against 12.9 s;
+# - by default a checkpoint merges short row groups and compresses them again (vacuum): 10.9 s of CPU;
+# - every worker loads through a connection of its own, so DuckDB's own threads only add work: 9.1 s of CPU with two.
+CHUNK_ROWS = 131_072
+_SETTINGS = f"set memory_limit='{MEMORY}'; set threads=1; set max_vacuum_tasks=0; set TimeZone='UTC'"
 
 _TYPES = {"bool": "BOOLEAN", "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint8": "UTINYINT",
           "float": "REAL", "double": "DOUBLE", "string": "VARCHAR", "binary": "BLOB", "date32[day]": "DATE", "time64[us]": "TIME",
@@ -51,7 +55,7 @@ def open_target(url: URL) -> DuckDBTarget:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = duckdb.connect(str(path))
-        connection.execute(f"set memory_limit='{MEMORY}'; set preserve_insertion_order=false; set TimeZone='UTC'")
+        connection.execute(_SETTINGS)
         connection.execute(_LEDGER)
     except duckdb.IOException as error:
         if "lock" in str(error).lower():

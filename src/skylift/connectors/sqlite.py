@@ -32,7 +32,7 @@ from skylift.errors import CopyError, SetupError, Transient, ValueRefused
 from skylift.model import KeyRange, Table, Watermark
 
 BATCH_ROWS = 16_384
-BATCH_BYTES = 16 * 2**20          # Arrow bytes of one batch; what is in flight is a few of these per worker
+BATCH_BYTES = 8 * 2**20          # Arrow bytes of one batch; what is in flight is a few of these per worker
 WIDE_BYTES = 64 * 2**10           # a larger value leaves the bulk query and is read a few rows at a time
 BUSY_MS = 30_000                  # how long to wait for an application that is writing
 
@@ -113,8 +113,8 @@ class SqliteSource:
         name = quote(table.name)
         width = "+".join(f"coalesce(octet_length({quote(c)}),0)" for c in table.schema.names) + f"+{8 * len(table.schema)}"
         if self._has_integer_key(table):
-            [(first, last)] = self.query(f"select (select min({key}) from {name}), (select max({key}) from {name})")
-            if first is None:
+            first, last = self._bounds(table)
+            if first is None or last is None:
                 return replace(table, rows=0, size_bytes=0)
             rows, row_bytes = self._sample(table, first, last, width)
         else:
@@ -122,6 +122,12 @@ class SqliteSource:
             [(row_bytes,)] = self.query(f"select avg(w) from (select {width} w from {name} limit 200)")
         self._row_bytes[table.name] = int(row_bytes or 0) + 1
         return replace(table, rows=rows, size_bytes=int(rows * (row_bytes or 0)))
+
+    def _bounds(self, table: Table) -> tuple[int | None, int | None]:
+        """Lowest and highest integer key; two queries, because SQLite answers only a lone min() or max() from the tree's edge."""
+        key, name = quote(table.key[0]), quote(table.name)
+        [bounds] = self.query(f"select (select min({key}) from {name}), (select max({key}) from {name})")
+        return bounds
 
     def _sample(self, table: Table, first: int, last: int, width: str) -> tuple[int, float]:
         """Rows and bytes per row of a table with an integer key, from eight places in it; counted where keys are sparse."""
@@ -147,7 +153,7 @@ class SqliteSource:
         keys = ",".join(map(quote, table.key))
         bounds: list[tuple[Any, ...]] = []
         if self._has_integer_key(table):
-            [(first, last)] = self.query(f"select (select min({keys}) from {name}), (select max({keys}) from {name})")
+            first, last = self._bounds(table)
             if last - first < 2 * table.rows:      # dense: divide the numbers, do not walk them
                 step = max(1, per_chunk * (last - first + 1) // table.rows)
                 bounds = [(value,) for value in range(first + step, last + 1, step)]

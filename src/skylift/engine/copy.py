@@ -68,14 +68,18 @@ class Copier:
 
     # -------------------------------------------------------------- large tables, in chunks
 
-    def begin(self, task: CopyTask, watermark: Watermark) -> tuple[CopyPlan, list[Chunk]]:
-        """The plan of a full copy and the chunks that are still to be loaded; a plan begun under this copy id goes on."""
+    def begin(self, task: CopyTask, watermark: Watermark, workers: int) -> tuple[CopyPlan, list[Chunk]]:
+        """The plan of a full copy and the chunks that are still to be loaded; a plan begun under this copy id goes on.
+
+        Chunks are equal and their number is a multiple of the workers', so that all end at the same time.
+        """
         build = build_name(task.target)
         plan = self.target.copies(self.copy_id).get(build)
         if plan and (self.source.usable(task.table, plan.watermark) or json.loads(plan.ranges)["columns"] != columns_of(task.table)):
             plan = None             # the source is not what it was when the copy began
         if plan is None:
-            ranges = self.source.split(task.table, self.target.chunk_rows, CHUNK_BYTES)
+            rows = task.table.rows or 0
+            ranges = self.source.split(task.table, -(-rows // (-(-rows // self.target.chunk_rows // workers) * workers or 1)), CHUNK_BYTES)
             plan = CopyPlan(watermark, json.dumps({
                 "columns": columns_of(task.table), "ranges": [[_to_json(keys.lo), _to_json(keys.hi)] for keys in ranges]}))
             with self.target.transaction() as t:

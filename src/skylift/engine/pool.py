@@ -178,7 +178,7 @@ class _Work:
 
     def _large(self, task: CopyTask, watermark: Watermark, attempt: int = 1) -> None:
         try:
-            plan, chunks = self._patiently(lambda: self.copier.begin(task, watermark))
+            plan, chunks = self._patiently(lambda: self.copier.begin(task, watermark, self.workers))
         except CopyError as error:
             self.results.put(Progress(task, TableStatus.FAILED, error=error))
             return
