@@ -1,0 +1,135 @@
+"""The store: skylift's own state, on SQLite (one file, WAL) or PostgreSQL, behind two kinds of transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from skylift.errors import SetupError, Transient, redact
+
+SCHEMA = "0001"                   # the newest file in migrations/versions
+BUSY_MS = 30_000                  # how long a writer waits for another one (SQLite)
+_SCHEMA_LOCK = 7_048_001          # PostgreSQL advisory lock that is held while the schema is made
+
+Row = TypeVar("Row")
+
+
+class Store:
+    """The open store. Safe to use from several threads; each `with` block is one transaction on a connection of its own."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._readers = engine
+        self._writers = engine.execution_options(skylift_writes=True)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads. Raises Transient if the store is busy or away."""
+        with _told(), self._readers.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that may write, committed at the end of the block. On SQLite it holds the one write lock throughout."""
+        with _told(), self._writers.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._readers.dispose()
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`, made or brought to today's schema if need be (two processes may do so at once).
+
+    Raises SetupError if the URL is none, the database cannot be used, or a newer skylift has written it.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SetupError(f"store '{redact(url)}' is not a URL", hint="write sqlite:///path or postgresql://host/database",
+                         code="Store") from None
+    engine = _engine(parsed)
+    try:
+        with _told(), engine.execution_options(skylift_writes=True).begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+            _upgrade(connection)
+    except Transient as error:
+        engine.dispose()
+        raise SetupError(f"store {redact(url)} cannot be opened: {error.message}",
+                         hint="check that it exists, can be written and is a skylift store", code="Store") from None
+    except BaseException:
+        engine.dispose()
+        raise
+    return Store(engine)
+
+
+def to_row(kind: type[Row], row: Mapping[str, Any]) -> Row:
+    """The columns of `row` that the model class `kind` has, as that class."""
+    return kind(**{f.name: row[f.name] for f in fields(kind) if f.name in row})  # type: ignore[arg-type]
+
+
+def _engine(url: URL) -> sa.Engine:
+    if url.get_backend_name() == "postgresql":
+        return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, max_overflow=30)
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        raise SetupError(f"a store is not kept at '{redact(url.render_as_string(hide_password=True))}'",
+                         hint="write sqlite:///path or postgresql://host/database", code="Store")
+    try:
+        Path(url.database).absolute().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"the folder of the store {url.database} cannot be made: {error.strerror}",
+                         hint="choose another home folder", code="Store") from None
+    engine = sa.create_engine(url.set(drivername="sqlite"), max_overflow=30)
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None          # the module's own BEGIN would come too late: ours is below
+        connection.execute(f"pragma busy_timeout = {BUSY_MS}")
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma foreign_keys = on")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("skylift_writes")
+        connection.exec_driver_sql("begin immediate" if writes else "begin")
+
+    return engine
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    """Bring the schema to SCHEMA, inside the caller's transaction."""
+    found = None
+    if sa.inspect(connection).has_table("alembic_version"):
+        found = connection.scalar(sa.text("select version_num from alembic_version"))
+    if found == SCHEMA:
+        return
+    if found is not None and found > SCHEMA:
+        raise SetupError(f"the store has schema {found}, this skylift knows {SCHEMA}", hint="use the newer skylift", code="Store")
+    from alembic import command  # slow to import, and not needed when the store is up to date
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "skylift.store:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """The database's errors as ours; what would be a bug of skylift (a constraint, a statement) stays as it is."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError) and not error.connection_invalidated:
+            if isinstance(error, sa.exc.DatabaseError) and type(error) is sa.exc.DatabaseError:
+                raise SetupError(f"the store is damaged or not a database: {error.orig}", hint="restore it", code="Store") from None
+            raise
+        raise Transient(f"the store did not answer: {str(error.orig).strip()}",
+                        hint="it may be locked, full or away: try again", code="Store") from None

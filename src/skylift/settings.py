@@ -1,0 +1,108 @@
+"""Settings, one row each. `<home>/settings.toml` beats the default, SKYLIFT_<NAME> in the environment beats the file, a flag beats both."""
+
+# ruff: noqa: RUF009 (_setting returns a dataclass field)
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from skylift.errors import SetupError
+
+
+def _setting(default: Any, help: str, *, least: float | None = None, one_of: tuple[str, ...] = (), secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"help": help, "least": least, "one_of": one_of})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a skylift process needs to know. `{home}` in a URL stands for the absolute path of the home folder."""
+
+    home: Path = _setting(Path(".skylift"), "folder that holds everything: store, key, settings.toml, embedded target, logs")
+    store: str = _setting("sqlite:///{home}/store.sqlite", "URL of the database for skylift's own state", secret=True)
+    target: str = _setting("duckdb:///{home}/target.duckdb", "URL of the database to copy to", secret=True)
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(7048, "port to listen on; 0 takes a free one", least=0)
+    company: str = _setting("CRONUS", "name of the company that a new environment begins with")
+    schema_version: str = _setting("1.0", "OData schema version of a request that names none", one_of=("1.0", "2.0", "2.1"))
+    page_size: int = _setting(20_000, "rows of a page of an API answer", least=1)
+    max_body_bytes: int = _setting(16 * 2**20, "size limit of a request's body", least=1024)
+    workers: int = _setting(2, "threads that copy", least=1)
+    lease_s: float = _setting(15.0, "seconds after which a silent coordinator is replaced", least=0.1)
+    poll_s: float = _setting(0.5, "seconds between two looks for new work", least=0.01)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "home", Path(self.home).absolute())
+        for name in ("store", "target"):
+            object.__setattr__(self, name, getattr(self, name).replace("{home}", str(self.home)))
+
+    def environment(self) -> dict[str, str]:
+        """These settings as SKYLIFT_* variables, for a child process that is to have the same ones."""
+        return {_variable(f.name): str(getattr(self, f.name)) for f in fields(self)}
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of file, environment and `flags` (by setting name; None = not given).
+
+    Raises SetupError naming the place of a value that cannot be used, and for an unknown name in the file.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    home = Path(given.get("home") or os.environ.get(_variable("home")) or ".skylift").absolute()
+    values: dict[str, Any] = {}
+    for name, value in _read_file(home / "settings.toml").items():
+        values[name] = _checked(name, value, f"{home / 'settings.toml'}: {name}")
+    for f in fields(Settings):
+        if (text := os.environ.get(_variable(f.name))) is not None:
+            values[f.name] = _checked(f.name, _parsed(f.name, text), f"environment variable {_variable(f.name)}")
+    for name, value in given.items():
+        values[name] = _checked(name, _parsed(name, value), f"--{name.replace('_', '-')}")
+    return Settings(**{**values, "home": home})
+
+
+_FIELDS = {f.name: f for f in fields(Settings)}
+
+
+def _variable(name: str) -> str:
+    return f"SKYLIFT_{name.upper()}"
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SetupError(f"{path} cannot be read: {error}", hint="mend the file or remove it", code="Settings") from None
+    unknown = sorted(values.keys() - (_FIELDS.keys() - {"home"}))
+    if unknown:
+        raise SetupError(f"{path}: no setting is called {', '.join(unknown)}",
+                         hint=f"there are {', '.join(name for name in _FIELDS if name != 'home')}", code="Settings")
+    return values
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """`value` as the setting's type where it is the text of one; checked by `_checked`."""
+    try:
+        return {"int": int, "float": float}.get(str(_FIELDS[name].type), str)(value)
+    except ValueError:
+        return value
+
+
+def _checked(name: str, value: Any, place: str) -> Any:
+    kind, rule = str(_FIELDS[name].type), _FIELDS[name].metadata
+    expected: Any = {"int": int, "float": (int, float)}.get(kind, str)
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise SetupError(f"{place} is {value!r}; {'a whole number' if kind == 'int' else 'a number' if kind == 'float' else 'text'}"
+                         " is needed", hint=rule["help"], code="Settings")
+    if rule["least"] is not None and not value >= rule["least"]:
+        raise SetupError(f"{place} is {value}; the least possible is {rule['least']}", hint=rule["help"], code="Settings")
+    if rule["one_of"] and value not in rule["one_of"]:
+        raise SetupError(f"{place} is '{value}'; possible are {', '.join(rule['one_of'])}", hint=rule["help"], code="Settings")
+    if name == "company" and not 1 <= len(value) <= 30:
+        raise SetupError(f"{place} has {len(value)} characters; 1 to 30 are possible", hint=rule["help"], code="Settings")
+    if name == "port" and value > 65535:
+        raise SetupError(f"{place} is {value}; the greatest possible is 65535", hint=rule["help"], code="Settings")
+    return value

@@ -1,0 +1,293 @@
+"""The tables of the store. A column is named as the attribute of the model class whose rows it holds (`TABLES`).
+
+What no model class shows (secrets, tasks, leases) is here only. Changing a table means a new file in migrations/versions;
+a test holds both equal. Text sorts and compares by code point on every database.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.types import TypeDecorator
+
+from skylift import model
+from skylift.runs import (
+    CompanyInit,
+    CompanySetupStatus,
+    MigrationState,
+    ReplicationType,
+    RunStatus,
+    SqlServerType,
+    TableMappingType,
+    TableStatus,
+    UpgradeStatus,
+)
+
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+class UtcDateTime(TypeDecorator):
+    """An aware UTC datetime; SQLite keeps it as text of fixed width, so that it sorts as time."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Enumerated(TypeDecorator):
+    """A StrEnum, kept as the text of its value."""
+
+    impl = TEXT
+    cache_ok = True
+
+    def __init__(self, values: type[StrEnum]) -> None:
+        super().__init__()
+        self.values = values
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Any) -> StrEnum | None:
+        return None if value is None else self.values(value)
+
+
+class Gigabytes(TypeDecorator):
+    """A Decimal with six places. SQLite has no decimals: there it is a double, exact for sizes under a billion GB."""
+
+    impl = sa.Numeric(20, 6)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Any) -> Any:
+        return dialect.type_descriptor(sa.Double() if dialect.name == "sqlite" else self.impl)
+
+    def process_bind_param(self, value: Decimal | None, dialect: Any) -> Any:
+        return float(value) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Any) -> Decimal | None:
+        return None if value is None else Decimal(f"{value:.6f}").normalize() + 0
+
+
+metadata = sa.MetaData(naming_convention={
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
+
+
+def _table(name: str, *items: Any) -> sa.Table:
+    """A table whose columns are NOT NULL unless they say otherwise."""
+    for item in items:
+        if isinstance(item, sa.Column) and item.nullable and "null" not in item.info:
+            item.nullable = False
+    return sa.Table(name, metadata, *items)
+
+
+def _text(name: str, default: str = "", **options: Any) -> sa.Column:
+    return sa.Column(name, TEXT, default=default, **options)
+
+
+def _number(name: str, kind: Any = sa.Integer) -> sa.Column:
+    return sa.Column(name, kind, default=0)
+
+
+def _flag(name: str, default: bool = False) -> sa.Column:
+    return sa.Column(name, sa.Boolean, default=default)
+
+
+def _time(name: str, *, null: bool = False) -> sa.Column:
+    return sa.Column(name, UtcDateTime, info={"null": True} if null else {})
+
+
+migration = _table(                                    # one row: the environment's migration
+    "migration",
+    sa.Column("one", sa.Integer, sa.CheckConstraint("one = 1", name="ck_migration_one"), primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Uuid),
+    sa.Column("state", Enumerated(MigrationState), default=MigrationState.NOT_SET_UP),
+    sa.Column("consumer", sa.Uuid),                    # this environment, as the source's change feed knows it
+    _text("product_id"),
+    sa.Column("sql_server_type", Enumerated(SqlServerType), default=SqlServerType.SQL_SERVER),
+    _text("source_url"),                               # encrypted
+    _text("target_url"),                               # encrypted
+    _text("runtime_name"),
+    _text("runtime_key"),                              # encrypted
+    _text("source_version"),                           # application version, '' if the product has none
+    _text("creation_task"),                            # '', InProgress, Failed or Completed
+    _text("creation_error"),
+    _text("disabled_reason"),                          # '', Completed
+)
+
+source_companies = _table(
+    "source_companies",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _text("name", unique=True),
+    _text("display_name"),
+    _flag("replicate"),
+    sa.Column("estimated_size", Gigabytes, default=Decimal(0)),
+    sa.Column("status", Enumerated(CompanySetupStatus), default=CompanySetupStatus.NONE),
+    _flag("created"),
+    sa.Column("init_status", Enumerated(CompanyInit), default=CompanyInit.UNKNOWN),
+    _text("init_error"),
+    _flag("init_scheduled"),
+    sa.Column("upgrade_status", Enumerated(UpgradeStatus), default=UpgradeStatus.NONE),
+    _text("upgrade_error"),
+)
+
+companies = _table(
+    "companies",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _text("name", unique=True),
+    _text("display_name"),
+    _time("created_at"),
+    _time("modified_at"),
+    sa.Column("created_by", sa.Uuid),
+    sa.Column("modified_by", sa.Uuid),
+    _text("system_version"),
+    _text("business_profile_id"),
+)
+
+runs = _table(
+    "runs",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _text("run_id", unique=True),
+    _time("started_at"),
+    _time("ended_at", null=True),
+    sa.Column("replication_type", Enumerated(ReplicationType)),
+    sa.Column("status", Enumerated(RunStatus), index=True),
+    _text("source"),
+    _text("details"),
+    _number("attempts"),                               # coordinators that took it up since it last moved on
+    sa.Index("ix_runs_started_at_id", "started_at", "id"),
+)
+
+run_tables = _table(
+    "run_tables",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("run_id", TEXT, sa.ForeignKey("runs.run_id", name="fk_run_tables_run_id")),
+    _text("company_name"),
+    _text("table_name"),
+    sa.Column("status", Enumerated(TableStatus)),
+    _number("records_copied", sa.BigInteger),
+    _number("total_records", sa.BigInteger),
+    _text("errors"),
+    _text("error_code"),
+    _time("started_at", null=True),
+    _time("ended_at", null=True),
+    _text("mode"),
+    _text("reason"),
+    _number("inserted", sa.BigInteger),
+    _number("updated", sa.BigInteger),
+    _number("deleted", sa.BigInteger),
+    _number("size_bytes", sa.BigInteger),
+    sa.Column("target_rows", sa.BigInteger, info={"null": True}),
+    _text("digest"),
+    sa.UniqueConstraint("run_id", "table_name", "company_name"),
+    sa.Index("ix_run_tables_run_id_status", "run_id", "status"),
+    # "failed and not mentioned again later" (behaviour.md §4.4) looks at one table's rows and at the failed ones only
+    sa.Index("ix_run_tables_company_name_table_name_ended_at", "company_name", "table_name", "ended_at"),
+    sa.Index("ix_run_tables_failed", "company_name", "table_name",
+             sqlite_where=sa.text("status = 'Failed'"), postgresql_where=sa.text("status = 'Failed'")),
+)
+
+registry = _table(                                     # every table that takes part, as the source last showed it
+    "registry",
+    sa.Column("company_name", TEXT, primary_key=True),
+    sa.Column("table_name", TEXT, primary_key=True),
+    sa.Column("app_id", sa.Uuid, info={"null": True}),
+    _number("synced_version", sa.BigInteger),          # 0 = the next copy is full
+    _flag("blocked"),                                  # its last copy failed
+    _flag("replicate", default=True),
+)
+
+table_mappings = _table(
+    "table_mappings",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("target_table_type", Enumerated(TableMappingType)),
+    sa.Column("app_id", sa.Uuid),
+    _text("extension_name"),
+    _number("table_id"),
+    _text("table_name"),
+    _text("source_table_name"),
+    _flag("per_company", default=True),
+)
+
+apps = _table(
+    "apps",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _text("name"),
+    _text("publisher"),
+    _text("version"),
+)
+
+upgrade_tags = _table(                                 # upgrade steps that are done
+    "upgrade_tags",
+    sa.Column("company_name", TEXT, primary_key=True),
+    sa.Column("tag", TEXT, primary_key=True),
+    _time("created_at"),
+)
+
+subscriptions = _table(
+    "subscriptions",
+    sa.Column("id", TEXT, primary_key=True),
+    _text("notification_url"),
+    _text("resource"),
+    sa.Column("user_id", sa.Uuid),
+    _text("client_state"),
+    _time("expires_at"),
+    _time("created_at"),
+    _time("modified_at"),
+    sa.Column("created_by", sa.Uuid),
+    sa.Column("modified_by", sa.Uuid),
+)
+
+events = _table(
+    "events",
+    sa.Column("id", sa.Integer, primary_key=True),
+    _time("at"),
+    _text("actor"),
+    _text("subject"),
+    _text("event"),
+    _text("from_state"),
+    _text("to_state"),
+    _text("why"),
+)
+
+leases = _table(
+    "leases",
+    sa.Column("name", TEXT, primary_key=True),
+    _text("holder"),
+    _time("expires_at"),
+)
+
+tokens = _table(
+    "tokens",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _text("name"),
+    _text("role"),
+    sa.Column("hash", sa.LargeBinary(32), unique=True),  # SHA-256 of a 256-bit random secret
+    _time("created_at"),
+    _time("expires_at", null=True),
+    _time("revoked_at", null=True),
+)
+
+# The set-up as the API shows it: absent until there is one, and never with a secret.
+_setup = sa.select(
+    migration.c.id, migration.c.product_id, migration.c.sql_server_type, migration.c.state,
+    *(sa.literal("", TEXT).label(name) for name in ("sql_connection_string", "runtime_name", "runtime_key")),
+).where(migration.c.state != MigrationState.NOT_SET_UP).subquery("setup")
+
+TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stored: products/registry.py
+    model.Run: runs, model.RunTable: run_tables, model.SourceCompany: source_companies, model.Company: companies,
+    model.Setup: _setup, model.TableMapping: table_mappings, model.Subscription: subscriptions, model.App: apps,
+    model.Event: events, model.Token: tokens,
+}
