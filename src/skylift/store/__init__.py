@@ -94,6 +94,8 @@ def _engine(url: URL) -> sa.Engine:
         connection.execute(f"pragma busy_timeout = {BUSY_MS}")
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma foreign_keys = on")
+        for name, function in (("lower", str.lower), ("upper", str.upper)):      # SQLite's own know ASCII only
+            connection.create_function(name, 1, lambda text, function=function: text and function(text), deterministic=True)
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

@@ -1,0 +1,201 @@
+"""A Query as SQLAlchemy Core over the tables of the store.
+
+Text compares by code point, knows no patterns but `like`, and a time that is not set compares as 0001-01-01: the same on
+SQLite and PostgreSQL. No expression is ever NULL, so `not` means not.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from skylift.model import Run, RunTable
+from skylift.query import Attribute, Call, Expression, Literal, Order, Query
+from skylift.runs import TableStatus
+from skylift.store import to_row
+from skylift.store.tables import TABLES, UtcDateTime, run_tables
+
+Row = TypeVar("Row")
+
+UNSET = datetime(1, 1, 1, tzinfo=UTC)
+COUNTED = {                                             # counts of Run, from the rows of run_tables. Source: behaviour.md §2.4
+    "tables_successful": (TableStatus.SUCCESSFUL,),
+    "tables_failed": (TableStatus.FAILED,),
+    "tables_remaining": (TableStatus.NOT_STARTED, TableStatus.IN_PROGRESS),
+}
+# single-valued ways: what Attribute.path names, and the column that both have
+PARENTS: dict[tuple[type, str], tuple[type, str]] = {(RunTable, "run"): (Run, "run_id")}
+_WHITESPACE = " \t\n\r\v\f"
+
+
+def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Sequence[Row] | None = None) -> list[Row]:
+    """The rows of model class `kind` that `query` asks for; of `rows`, where they are not kept in the store."""
+    source = _source(kind, rows)
+    if source is None:
+        return []
+    compiler = _Compiler(kind, source.c, connection.dialect.name)
+    page = sa.select(source).order_by(*compiler.order(query.order)).limit(query.top)
+    if query.skip:
+        page = page.offset(query.skip)
+    if query.where is not None:
+        page = page.where(compiler.compile(query.where))
+    if query.after is not None:
+        page = page.where(compiler.after(query.order, query.after))
+    if kind is Run:                                     # counted for the rows of the page only, however many there are
+        inner = page.subquery("page")
+        outer = _Compiler(kind, inner.c, connection.dialect.name)
+        page = sa.select(inner, *(outer.attribute(name).label(name) for name in COUNTED)).order_by(*outer.order(query.order))
+    found = connection.execute(page).mappings()
+    if rows is not None:
+        return [rows[row["position"]] for row in found]
+    return [to_row(kind, dict(row)) for row in found]
+
+
+def count(connection: sa.Connection, kind: type, where: Expression | None = None, rows: Sequence[Any] | None = None) -> int:
+    """How many rows of `kind` (of `rows`, if given) satisfy `where`."""
+    source = _source(kind, rows)
+    if source is None:
+        return 0
+    statement = sa.select(sa.func.count()).select_from(source)
+    if where is not None:
+        statement = statement.where(_Compiler(kind, source.c, connection.dialect.name).compile(where))
+    return connection.scalar(statement) or 0
+
+
+def _source(kind: type, rows: Sequence[Any] | None) -> sa.FromClause | None:
+    """What to select from: the table, or the text attributes of `rows` and their position; None if there are no rows."""
+    if rows is None:
+        return TABLES[kind]
+    if not rows:
+        return None
+    names = [f.name for f in fields(kind) if isinstance(getattr(rows[0], f.name), str)]
+    columns: list[Any] = [sa.column("position", sa.Integer), *(sa.column(name, sa.Text) for name in names)]
+    return sa.values(*columns, name="given").data([(n, *(getattr(row, name) for name in names)) for n, row in enumerate(rows)]).cte()
+
+
+class _Compiler:
+    """Expressions over the columns of one table."""
+
+    def __init__(self, kind: type, columns: Any, dialect: str) -> None:
+        self.kind = kind
+        self.columns = columns
+        self.dialect = dialect
+
+    def attribute(self, name: str, path: tuple[str, ...] = ()) -> Any:
+        if path:
+            parent, key = PARENTS[self.kind, path[0]]
+            source = TABLES[parent].alias()
+            value = _Compiler(parent, source.c, self.dialect).attribute(name, path[1:])
+            return sa.select(value).where(source.c[key] == self.columns[key]).scalar_subquery()
+        if self.kind is Run and name in COUNTED:
+            return sa.select(sa.func.count()).where(
+                run_tables.c.run_id == self.columns.run_id, run_tables.c.status.in_(COUNTED[name])).scalar_subquery()
+        column = self.columns[name]
+        if self.kind not in TABLES:
+            return column.collate("C") if self.dialect == "postgresql" else column
+        stored = TABLES[self.kind].c[name]
+        if not getattr(stored, "info", {}).get("null"):
+            return column
+        unset = UNSET if isinstance(column.type, UtcDateTime) else 0
+        return sa.func.coalesce(column, sa.literal(unset, column.type), type_=column.type)
+
+    def compile(self, expression: Expression) -> Any:
+        match expression:
+            case Literal(value):
+                literal = sa.literal(value)
+                return literal.collate("C") if isinstance(value, str) and self.dialect == "postgresql" else literal
+            case Attribute(name, path):
+                return self.attribute(name, path)
+            case Call(name, args):
+                return _CALLS[name](self, *args)
+
+    def order(self, orders: Sequence[Order]) -> list[Any]:
+        return [by.desc() if order.descending else by for order in orders for by in [self.compile(order.by)]]
+
+    def after(self, orders: Sequence[Order], values: Sequence[Any]) -> Any:
+        """Behind the row with these `values` of `orders`. The bound on the first column alone lets an index be used."""
+        sides: list[Any] = []
+        behind: list[Any] = []
+        same: list[Any] = []
+        for order, value in zip(orders, values, strict=True):
+            by = self.compile(order.by)
+            sides.append(by <= value if order.descending else by >= value)
+            behind.append(sa.and_(*same, by < value if order.descending else by > value))
+            same.append(by == value)
+        return sa.and_(sides[0], sa.or_(*behind))
+
+    def like(self, value: Expression, parts: Literal) -> Any:
+        """The fixed `parts` in this order, the first at the beginning and the last at the end, anything between them."""
+        if self.dialect == "sqlite":
+            pattern = "*".join("".join(f"[{c}]" if c in "*?[" else c for c in part) for part in parts.value)
+            return self.compile(value).op("glob", is_comparison=True)(sa.literal(pattern, sa.Text))
+        pattern = "%".join("".join(f"\\{c}" if c in "%_\\" else c for c in part) for part in parts.value)
+        return self.compile(value).like(sa.literal(pattern, sa.Text), escape="\\")
+
+    def case(self, value: Expression, spellings: Literal) -> Any:
+        """An option as it is spelt or ranked; `spellings` are pairs of a stored value and what stands for it."""
+        return sa.case(dict(spellings.value), value=self.compile(value), else_=type(spellings.value[0][1])())
+
+    def cased(self, function: Callable[[Any], Any], text: Any) -> Any:
+        """All of Unicode on both: SQLite's lower and upper know ASCII only, so store/__init__.py gives it Python's."""
+        return function(text) if self.dialect == "sqlite" else sa.collate(function(sa.collate(text, "und-x-icu")), "C")
+
+    def index(self, text: Any, part: Any) -> Any:
+        return (sa.func.instr if self.dialect == "sqlite" else sa.func.strpos)(text, part, type_=sa.Integer) - 1
+
+    def trim(self, text: Any) -> Any:
+        return (sa.func.trim if self.dialect == "sqlite" else sa.func.btrim)(text, _WHITESPACE, type_=sa.Text)
+
+    def part(self, name: str, time: Any) -> Any:
+        time = time if self.dialect == "sqlite" else sa.func.timezone("UTC", time)
+        return sa.cast(sa.func.floor(sa.extract(name, time)), sa.Integer)
+
+
+def _length(text: Any) -> Any:
+    return sa.func.length(text, type_=sa.Integer)
+
+
+def _substring(text: Any, start: Any, length: Any = None) -> Any:
+    return sa.func.substr(text, start + 1, *([] if length is None else [length]), type_=sa.Text)
+
+
+def _endswith(text: Any, end: Any) -> Any:
+    return sa.and_(_length(text) >= _length(end), _substring(text, _length(text) - _length(end)) == end)
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A call whose arguments are compiled first; conditions among them stand in parentheses: (a = b) = true."""
+    return lambda compiler, *args: function(*(compiler.compile(arg).self_group() for arg in args))
+
+
+def _dialect(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda compiler, *args: function(compiler, *map(compiler.compile, args))
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    **{name: _plain(getattr(operator, name)) for name in ("eq", "ne", "gt", "ge", "lt", "le")},
+    "and": _plain(sa.and_),
+    "or": _plain(sa.or_),
+    "not": _plain(sa.not_),
+    "in": lambda compiler, value, among: compiler.compile(value).in_(among.value),
+    "like": _Compiler.like,
+    "unlike": lambda compiler, value, parts: sa.not_(compiler.like(value, parts)),
+    "case": _Compiler.case,
+    "startswith": _plain(lambda text, start: _substring(text, sa.literal(0), _length(start)) == start),
+    "endswith": _plain(_endswith),
+    "contains": _dialect(lambda compiler, text, part: compiler.index(text, part) >= 0),
+    "indexof": _dialect(_Compiler.index),
+    "substring": _plain(_substring),
+    "length": _plain(_length),
+    "concat": _plain(operator.add),
+    "trim": _dialect(_Compiler.trim),
+    "tolower": _dialect(lambda compiler, text: compiler.cased(sa.func.lower, text)),
+    "toupper": _dialect(lambda compiler, text: compiler.cased(sa.func.upper, text)),
+    **{name: _dialect(lambda compiler, time, name=name: compiler.part(name, time))
+       for name in ("year", "month", "day", "hour", "minute", "second")},
+}
