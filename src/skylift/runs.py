@@ -122,10 +122,27 @@ MIGRATION_TRANSITIONS: dict[tuple[MigrationState, str], MigrationState] = {
     (M.REPLICATING,          "run_failed"):       M.READY,
     (M.UPGRADE_PENDING,      "upgrade"):          M.UPGRADING,
     (M.UPGRADE_FAILED,       "upgrade"):          M.UPGRADING,
+    (M.UPGRADE_FAILED,       "reset"):            M.READY,           # the next run copies everything anew
     (M.UPGRADING,            "upgraded"):         M.UPGRADED,
     (M.UPGRADING,            "upgrade_failed"):   M.UPGRADE_FAILED,
     **{(state, "disable"): M.DISABLED for state in (
-        M.ENABLED, M.CREATION_FAILED, M.READY, M.UPGRADE_PENDING, M.UPGRADE_FAILED, M.UPGRADED)},
+        M.ENABLED, M.CREATING_COMPANIES, M.CREATION_FAILED, M.READY, M.UPGRADE_PENDING, M.UPGRADE_FAILED, M.UPGRADED)},
+}
+
+# Which states permit which verb (behaviour.md §4.3, with "skylift:" corrections). What a verb looks at besides stands with it.
+_BEFORE = {M.NOT_SET_UP, M.AWAITING_AGENT}
+_WORKING = {M.REPLICATING, M.UPGRADING}
+ALLOWED: dict[str, set[MigrationState]] = {
+    "complete_setup":            {M.ENABLED, M.CREATION_FAILED, M.READY, M.UPGRADE_PENDING},
+    "create_companies":          {M.ENABLED, M.CREATION_FAILED, M.READY, M.UPGRADE_PENDING},
+    "initialize_company":        set(M) - _BEFORE - _WORKING - {M.DISABLED},
+    "change_company":            set(M) - _BEFORE - {M.UPGRADING},
+    "change_mappings":           set(M) - _BEFORE - {M.UPGRADING},
+    "run_replication":           {M.READY, M.UPGRADE_PENDING},
+    "run_data_upgrade":          {M.UPGRADE_PENDING, M.UPGRADE_FAILED},
+    "reset_cloud_data":          set(M) - _BEFORE - _WORKING - {M.UPGRADED},
+    "disable_replication":       set(M) - _BEFORE - _WORKING,                       # once disabled it does nothing
+    "complete_cloud_migration":  set(M) - _BEFORE - _WORKING - {M.UPGRADE_PENDING, M.UPGRADE_FAILED},
 }
 
 

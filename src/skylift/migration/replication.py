@@ -1,0 +1,146 @@
+"""Replication runs: asking for one, and what the verbs around a run do to the state. Source: behaviour.md §3, §4.5, §5.3, §5.9."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from skylift.errors import SetupError, StateError, redact
+from skylift.migration.service import Service, Verb, count_tables, get_row, newest_run
+from skylift.model import Run
+from skylift.products.registry import find_product
+from skylift.runs import MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
+from skylift.store import to_row
+from skylift.store.tables import registry, run_tables, runs, source_companies, upgrade_tags
+
+_STARTED = {ReplicationType.DIAGNOSTIC: "A diagnostic run is in progress."}
+_OPEN = (TableStatus.NOT_STARTED, TableStatus.IN_PROGRESS)
+
+
+class ReplicationVerbs(Service):
+    def run_replication(self, bound_run_id: UUID | None = None, kind: ReplicationType = ReplicationType.NORMAL) -> Run:
+        """Ask for a run over the marked companies; the coordinator does it.
+
+        Raises StateError while something else is going on, if no company is marked, a marked one is not created, or it has
+        been upgraded. A run that copies everything, because nothing has been copied yet or FULL was asked for, is recorded as Full.
+        """
+        with self.verb() as verb:
+            if bound_run_id is not None:
+                get_row(verb.connection, Run, bound_run_id)
+            verb.permit("run_replication")
+            if kind is ReplicationType.AZURE_DATA_LAKE:
+                raise SetupError("there is no replication to a data lake", hint="choose Normal, Full or Diagnostic", code="ReplicationType")
+            _check_companies(verb)
+            if kind is ReplicationType.FULL:
+                verb.connection.execute(registry.update().values(synced_version=0))
+            if kind is not ReplicationType.DIAGNOSTIC:
+                synced = verb.connection.execute(sa.select(registry.c.table_name).where(registry.c.synced_version > 0).limit(1)).first()
+                kind = ReplicationType.NORMAL if synced else ReplicationType.FULL
+                for row in verb.connection.execute(sa.select(runs).where(runs.c.status == RunStatus.UPGRADE_PENDING)).mappings().all():
+                    verb.move_run(to_row(Run, row), "supersede", "a later run takes its place")
+            product = find_product(verb.row["product_id"])
+            run = verb.add_run(RunStatus.IN_PROGRESS, _STARTED.get(kind, "Data replication is in progress."), product.display_name,
+                               kind, event="run_replication")
+            verb.move("replicate")
+            return run
+
+    def refresh_status(self, id: UUID | None = None) -> Run | None:
+        """The newest row. The store is always up to date here, so there is nothing to fetch from elsewhere."""
+        with self.store.read() as connection:
+            if id is not None:
+                get_row(connection, Run, id)
+            return newest_run(connection)
+
+    def reset_cloud_data(self, id: UUID | None = None) -> None:
+        """Forget how far each table was copied: the next run copies everything anew. No data is deleted.
+
+        After a failed data upgrade this is the way back: the companies lose their upgrade status, for all their rows are replaced.
+        """
+        with self.verb() as verb:
+            if id is not None:
+                get_row(verb.connection, Run, id)
+            verb.permit("reset_cloud_data")
+            verb.connection.execute(registry.update().values(synced_version=0))
+            if verb.state is MigrationState.UPGRADE_FAILED:
+                verb.connection.execute(source_companies.update().values(upgrade_status=UpgradeStatus.NONE, upgrade_error=""))
+                verb.connection.execute(upgrade_tags.delete())
+                verb.move("reset")
+            else:
+                verb.log("migration", "reset")
+
+
+def _check_companies(verb: Verb) -> None:
+    marked = verb.connection.execute(
+        sa.select(source_companies).where(source_companies.c.replicate).order_by(source_companies.c.name)).all()
+    if not marked:
+        raise StateError("no company is marked for replication", hint="set replicate on at least one company", code="50003")
+    missing = [company.name for company in marked if not company.created]
+    if missing:
+        raise StateError(f"marked, but not created yet: {', '.join(missing)}", code="CompanyNotCreated",
+                         hint="create them first (createCompaniesMarkedForReplication)")
+    upgraded = [f"{company.name} ({company.upgrade_status})" for company in marked
+                if company.upgrade_status not in (UpgradeStatus.NONE, UpgradeStatus.PENDING)]
+    if upgraded:
+        raise StateError(f"the data upgrade has already touched {', '.join(upgraded)}", hint="leave these companies out",
+                         code="CompanyUpgraded")
+
+
+def end_run(verb: Verb, run: Run) -> RunStatus:
+    """Close a run that the engine has gone through: tables, details, run, companies and migration, as its tables say."""
+    connection = verb.connection
+    _close_tables(verb, run)
+    counts = count_tables(connection, run.run_id)
+    failed, total = counts.get(TableStatus.FAILED, 0), sum(counts.values())
+    diagnostic = run.replication_type is ReplicationType.DIAGNOSTIC
+    if failed and not counts.get(TableStatus.SUCCESSFUL) and not diagnostic:
+        first = connection.scalar(sa.select(run_tables.c.errors).where(
+            run_tables.c.run_id == run.run_id, run_tables.c.status == TableStatus.FAILED).order_by(run_tables.c.ended_at).limit(1))
+        return fail_run(verb, run, f"No table could be copied. The first error: {first}")
+    done = "could be read" if diagnostic else "were copied and verified"
+    details = (f"All {total} tables {done}." if not failed else
+               f"{failed} of {total} tables have failed, their errors say why; the others {done}.")
+    if diagnostic:
+        details = f"The diagnostic run has found {'errors' if failed else 'no errors'}. {details}"
+    if warnings := counts.get(TableStatus.WARNING, 0):
+        details += f" {warnings} have a warning."
+    upgrade = find_product(verb.row["product_id"]).upgrades and not diagnostic
+    verb.move_run(run, "await_upgrade" if upgrade else "complete", details, details=details, ended_at=verb.after(run))
+    if upgrade:
+        _await_upgrade(verb)
+    _leave_replicating(verb, "await_upgrade" if upgrade else "replicated")
+    return RunStatus.UPGRADE_PENDING if upgrade else RunStatus.COMPLETED
+
+
+def fail_run(verb: Verb, run: Run, reason: str) -> RunStatus:
+    """End a run as Failed. What it has copied stays copied."""
+    reason = redact(reason)
+    if run.replication_type is ReplicationType.DIAGNOSTIC:
+        reason = f"Diagnostic run - {reason}"
+    _close_tables(verb, run)
+    verb.move_run(run, "fail", reason, details=reason, ended_at=verb.after(run))
+    _leave_replicating(verb, "run_failed")
+    return RunStatus.FAILED
+
+
+def _close_tables(verb: Verb, run: Run) -> None:
+    """Nothing of an ended run remains open for ever."""
+    verb.connection.execute(run_tables.update().where(run_tables.c.run_id == run.run_id, run_tables.c.status.in_(_OPEN)).values(
+        status=TableStatus.FAILED, errors="The table was not replicated: the run ended before it. Run the replication again.",
+        error_code="NotReplicated", ended_at=verb.after(run)))
+
+
+def _await_upgrade(verb: Verb) -> None:
+    """Every company of which something has been copied waits for its upgrade; one without tables does too."""
+    copied = sa.exists().where(run_tables.c.company_name == source_companies.c.name, run_tables.c.status == TableStatus.SUCCESSFUL)
+    has_tables = sa.exists().where(registry.c.company_name == source_companies.c.name)
+    verb.connection.execute(source_companies.update().where(
+        source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE, sa.or_(copied, ~has_tables)
+    ).values(upgrade_status=UpgradeStatus.PENDING))
+
+
+def _leave_replicating(verb: Verb, event: str) -> None:
+    """A diagnostic run leaves a pending upgrade pending: its run is still there."""
+    if verb.connection.execute(sa.select(runs.c.id).where(runs.c.status == RunStatus.UPGRADE_PENDING).limit(1)).first():
+        event = "await_upgrade"
+    verb.move(event)

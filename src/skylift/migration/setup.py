@@ -1,0 +1,287 @@
+"""Set-up: connect a source, register an agent, complete the set-up; and how it ends, by disabling or completing the migration.
+
+Source: behaviour.md §2.7, §3, §5.14, §12.11.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+
+from skylift.connectors import Source, open_source, open_target, parse_url
+from skylift.engine.plan import Plan, plan
+from skylift.errors import NotFound, SetupError, SkyliftError, StateError, redact
+from skylift.migration.companies import schedule_creation
+from skylift.migration.mappings import all_mappings, insert_defaults
+from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
+from skylift.model import Setup
+from skylift.products import Catalogue, Product
+from skylift.products.naming import same_name
+from skylift.products.registry import find_product
+from skylift.runs import MigrationState, RunStatus, SqlServerType, UpgradeStatus
+from skylift.settings import Settings
+from skylift.store.tables import apps, companies, registry, run_tables, runs, source_companies
+
+RETRY_S = 2.0                     # pause before tear-down is tried once more (behaviour.md §3, completeCloudMigration)
+
+
+class SetupVerbs(Service):
+    def create_setup(self, values: Mapping[str, Any]) -> Setup:
+        """Set the migration up, once. The answer alone carries runtime name and key.
+
+        `values`: attributes of Setup. Raises SetupError for what is wrong with product, connection string, source or target,
+        StateError if there is a set-up already.
+        """
+        with self.store.read() as connection:
+            row = get_migration(connection)
+        if row["state"] is not MigrationState.NOT_SET_UP:
+            raise StateError("the migration is set up already", hint="change the set-up that there is (PATCH)", code="SetupExists")
+        return self._connect(row, values, lambda current: None)
+
+    def change_setup(self, id: UUID, values: Mapping[str, Any], if_match: IfMatch) -> Setup:
+        """Change the set-up and connect again with what is stored for everything that `values` leaves out."""
+        with self.store.read() as connection:
+            if_match(get_row(connection, Setup, id))
+            row = get_migration(connection)
+        return self._connect(row, values, if_match)
+
+    def installed_integration_runtime(self, setup_id: UUID) -> None:
+        """The agent is connected: connect to the source through it, with what is stored."""
+        with self.store.read() as connection:
+            get_row(connection, Setup, setup_id)
+            row = get_migration(connection)
+        self._connect(row, {"runtime_name": row["runtime_name"]}, lambda current: None)
+
+    def complete_setup(self, setup_id: UUID) -> None:
+        """Add the product's default mappings and start creating the marked companies."""
+        with self.verb() as verb:
+            get_row(verb.connection, Setup, setup_id)
+            find_product(verb.row["product_id"])
+            verb.permit("complete_setup")
+            insert_defaults(verb)
+            schedule_creation(verb)
+
+    def disable_replication(self, id: UUID | None = None) -> None:
+        """Stop migrating: the source forgets skylift, everything copied stays. Nothing happens if it is disabled already."""
+        with self.store.read() as connection:
+            self._bound(connection, id)
+            row = get_migration(connection)
+        if row["state"] is MigrationState.DISABLED:
+            return
+        with self.verb("disable_replication"):
+            pass
+        try:
+            self._untrack(row)
+            left = ""
+        except SkyliftError as error:
+            left = f" What skylift installed in the source could not be removed: {redact(error.message)}."
+        with self.verb("disable_replication") as verb:
+            self._disable(verb, f"The migration has been disabled.{left}", reason="")
+
+    def complete_cloud_migration(self, id: UUID | None = None) -> None:
+        """End the migration for good. Raises StateError while a table is failed or the data upgrade is not done.
+
+        If the source cannot be cleaned up, tried twice, the error is raised and the migration stays as it is.
+        """
+        with self.verb() as verb:
+            self._bound(verb.connection, id)
+            row = verb.row
+            if row["state"] is MigrationState.DISABLED and row["disabled_reason"] == "Completed":
+                return
+            self._check_complete(verb)
+        try:
+            self._untrack(row)
+        except SkyliftError:
+            time.sleep(RETRY_S)
+            self._untrack(row)
+        with self.verb() as verb:
+            self._check_complete(verb)
+            self._disable(verb, "The cloud migration has been completed.", reason="Completed")
+
+    # -------------------------------------------------------------- connecting
+
+    def _connect(self, row: Mapping[str, Any], values: Mapping[str, Any], if_match: IfMatch) -> Setup:
+        """Register an agent, or enable. What takes time happens before the transaction, which checks the state again."""
+        product_id = values.get("product_id") or row["product_id"]
+        if not product_id:
+            raise SetupError("productId is missing", hint="choose one of sourceProductTypes", code="52010")
+        product = find_product(product_id)
+        kind = SqlServerType(values.get("sql_server_type") or row["sql_server_type"])
+        given_url, runtime_name = values.get("sql_connection_string") or "", values.get("runtime_name") or ""
+        if given_url:
+            check_connection_string(given_url)
+        common = {"product_id": product.id, "sql_server_type": kind}
+        if given_url:
+            common["source_url"] = self.box.seal(given_url)
+        answer = Setup(row["id"], product.id, kind, redact(given_url), runtime_name)
+        if kind is SqlServerType.SQL_SERVER and not runtime_name and row["state"] in (
+                MigrationState.NOT_SET_UP, MigrationState.AWAITING_AGENT):
+            return self._register_agent(answer, common, if_match)
+        if row["runtime_name"] and runtime_name not in ("", row["runtime_name"]):
+            raise SetupError(f"there is no integration runtime '{runtime_name}'", code="52030",
+                             hint="send the runtimeName that the first call answered")
+        url = given_url or self.box.open(row["source_url"])
+        if not url:
+            raise SetupError("sqlConnectionString is missing", hint="send the URL of the source, e.g. sqlite:///path/to/file.db",
+                             code="52072")
+        target_url = self._target_url(row)
+        with self.store.read() as connection:
+            mappings = all_mappings(connection)
+        source = open_source(url)
+        try:
+            found, whole = discover(product, source, target_url, mappings)
+        finally:
+            source.close()
+        with self.verb() as verb:
+            if verb.state is not MigrationState.NOT_SET_UP:
+                if_match(get_row(verb.connection, Setup, verb.row["id"]))
+            self._check_product(verb, product)
+            self._store(verb, found, whole)
+            try:
+                verb.move("enable", **common, source_version=found.version, target_url=self.box.seal(target_url), disabled_reason="",
+                          runtime_name=runtime_name or verb.row["runtime_name"])
+            except StateError:
+                raise verb.refusal() from None
+            verb.add_run(RunStatus.COMPLETED, f"The migration has been set up: {len(found.companies)} companies and "
+                         f"{len(whole.tasks)} tables were found.", product.display_name, event="set_up")
+            return replace(answer, state=verb.state)
+
+    def _register_agent(self, answer: Setup, common: dict[str, Any], if_match: IfMatch) -> Setup:
+        with self.verb() as verb:
+            if verb.state is MigrationState.AWAITING_AGENT:
+                if_match(get_row(verb.connection, Setup, verb.row["id"]))
+            name = verb.row["runtime_name"] or f"skylift-{secrets.token_hex(4)}"
+            key = self.box.open(verb.row["runtime_key"]) or secrets.token_urlsafe(32)
+            verb.move("register_agent", **common, runtime_name=name, runtime_key=verb.row["runtime_key"] or self.box.seal(key))
+            return replace(answer, runtime_name=name, runtime_key=key, state=verb.state)
+
+    def _target_url(self, row: Mapping[str, Any]) -> str:
+        """The target is the environment's: once stored it stays, unless this process was told another one."""
+        if row["target_url"] and self.settings.target == Settings(home=self.settings.home).target:
+            return self.box.open(row["target_url"])
+        return self.settings.target
+
+    def _check_product(self, verb: Verb, product: Product) -> None:
+        if verb.row["product_id"] in ("", product.id):
+            return
+        upgraded = verb.connection.scalars(sa.select(source_companies.c.name).where(
+            source_companies.c.upgrade_status == UpgradeStatus.COMPLETED).order_by(source_companies.c.name)).all()
+        if upgraded:
+            raise StateError(f"the product cannot be changed: already upgraded are {', '.join(upgraded)}",
+                             hint="set up a new environment", code="Upgraded")
+
+    def _store(self, verb: Verb, found: Catalogue, whole: Plan) -> None:
+        """Companies (keeping the marks of known ones), apps and registry, as the source shows them now."""
+        connection = verb.connection
+        own = {same_name(name): name for name in connection.scalars(sa.select(companies.c.name))}
+        known = {row.name: row for row in connection.execute(sa.select(source_companies))}
+        for company in found.companies:
+            clash = own.get(same_name(company.name))
+            if clash and not (company.name in known and known[company.name].created):
+                raise SetupError(f"the source's company '{company.name}' has the name of the environment's own company '{clash}'",
+                                 hint="begin with a new home folder and another setting 'company'", code="NameCollision")
+            size = {"display_name": company.display_name, "estimated_size": company.estimated_size}
+            if company.name in known:
+                connection.execute(source_companies.update().where(source_companies.c.name == company.name).values(size))
+            else:
+                connection.execute(source_companies.insert().values(id=uuid4(), name=company.name, **size))
+        gone = known.keys() - {company.name for company in found.companies}
+        for name in sorted(gone):
+            if known[name].created:
+                connection.execute(source_companies.update().where(source_companies.c.name == name).values(replicate=False))
+            else:
+                connection.execute(source_companies.delete().where(source_companies.c.name == name))
+            verb.log(f"company {name}", "gone_from_source")
+        connection.execute(apps.delete())
+        if found.apps:
+            connection.execute(apps.insert(), [{c.name: getattr(app, c.name) for c in apps.columns} for app in found.apps])
+        sync_registry(connection, whole, found)
+
+    # -------------------------------------------------------------- ending
+
+    def _check_complete(self, verb: Verb) -> None:
+        verb.permit("complete_cloud_migration")
+        product = find_product(verb.row["product_id"])
+        if product.upgrades and verb.state is not MigrationState.UPGRADED:
+            raise StateError("the data has not been upgraded", code="NotUpgraded",
+                             hint="replicate, then run the data upgrade (runDataUpgrade), then complete")
+        refuse_failed_tables(verb.connection)
+
+    def _disable(self, verb: Verb, details: str, reason: str) -> None:
+        connection = verb.connection
+        if verb.state is not MigrationState.DISABLED:
+            verb.move("disable", details, disabled_reason=reason, creation_task="", creation_error="")
+        else:
+            verb.set(disabled_reason=reason)
+        connection.execute(source_companies.update().values(init_scheduled=False))
+        verb.add_run(RunStatus.COMPLETED, details, find_product(verb.row["product_id"]).display_name,
+                     event="complete" if reason else "disable")
+
+    def _untrack(self, row: Mapping[str, Any]) -> None:
+        source = open_source(self.box.open(row["source_url"]))
+        try:
+            source.untrack(str(row["consumer"]))
+        finally:
+            source.close()
+
+    def _bound(self, connection: sa.Connection, id: UUID | None) -> None:
+        """Any row of the status list will do as binding target, but it has to exist (odata.md A2)."""
+        if id is not None and connection.execute(sa.select(runs.c.id).where(runs.c.id == id)).first() is None:
+            raise NotFound(f"there is no run with the id {id}")
+
+
+def check_connection_string(text: str) -> None:
+    """Raises SetupError unless `text` is a URL of a database that can be a source. Passwords are not repeated."""
+    if "://" not in text and re.search(r"(?i)\b(data source|server|initial catalog|database|user id|trusted_connection)\s*=", text):
+        raise SetupError(f"'{redact(text)}' is a SQL Server connection string, and skylift cannot read SQL Server yet",
+                         hint="use a URL, e.g. sqlite:///path/to/file.db", code="52072")
+    parse_url(text)
+
+
+def discover(product: Product, source: Source, target_url: str, mappings: list[Any]) -> tuple[Catalogue, Plan]:
+    """What the source holds and how it would be copied. Raises SetupError if a name collides or the target cannot be used."""
+    found = product.discover(source)
+    target = open_target(target_url)
+    try:
+        return found, plan(found, mappings, source.tables, target.max_name_bytes)
+    finally:
+        target.close()
+
+
+def sync_registry(connection: sa.Connection, whole: Plan, found: Catalogue) -> list[tuple[str, str]]:
+    """Make the registry hold exactly the tables of the plan; the (company, table) that are gone from the source are returned."""
+    known = {(row.company_name, row.table_name) for row in connection.execute(sa.select(registry.c.company_name, registry.c.table_name))}
+    app_ids = {(table.company, table.table_name): table.app_id for table in found.tables}
+    keys = [(task.company, task.table_name) for task in whole.tasks]
+    added = [{"company_name": company, "table_name": name, "app_id": app_ids.get((company, name))}
+             for company, name in keys if (company, name) not in known]
+    gone = sorted(known - set(keys))
+    if added:
+        connection.execute(registry.insert(), added)
+    if gone:
+        here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
+        connection.execute(registry.delete().where(here), [{"company": company, "name": name} for company, name in gone])
+    return gone
+
+
+def refuse_failed_tables(connection: sa.Connection) -> None:
+    """Raises StateError naming the tables that failed and were not copied since, of marked companies (behaviour.md §4.4)."""
+    later = run_tables.alias()
+    marked = sa.select(source_companies.c.name).where(source_companies.c.replicate)
+    failed = connection.execute(
+        sa.select(run_tables.c.company_name, run_tables.c.table_name).distinct()
+        .where(run_tables.c.status == sa.literal_column("'Failed'"),
+               sa.or_(run_tables.c.company_name == "", run_tables.c.company_name.in_(marked)),
+               ~sa.exists().where(later.c.company_name == run_tables.c.company_name, later.c.table_name == run_tables.c.table_name,
+                                  later.c.ended_at > run_tables.c.ended_at))).all()
+    if failed:
+        some = ", ".join(f"{row.company_name} {row.table_name}".strip() for row in failed[:5])
+        raise StateError(f"{len(failed)} tables have failed: {some}{', ...' if len(failed) > 5 else ''}",
+                         hint="mend what their errors say and run the replication again", code="TablesFailed")
