@@ -7,11 +7,10 @@ stable `code`. What takes long (creating companies, runs, upgrades) is left to t
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-import sqlalchemy as sa
-
+from skylift.errors import NotFound
 from skylift.migration.companies import CompanyVerbs
 from skylift.migration.mappings import MappingVerbs
 from skylift.migration.replication import ReplicationVerbs
@@ -23,43 +22,41 @@ from skylift.model import ProductType, Run
 from skylift.products.registry import PRODUCTS
 from skylift.query import Expression, Query
 from skylift.runs import TableStatus
-from skylift.store.tables import TABLES, TEXT
+from skylift.store import select
 
 T = TypeVar("T")
 
-# Products are code, not rows; as a table of literals they can be queried like everything else.
-TABLES[ProductType] = sa.union_all(*(
-    sa.select(sa.literal(p.id, TEXT).label("id"), sa.literal(p.display_name, TEXT).label("display_name")) for p in PRODUCTS.values()
-)).subquery("product_types")
+_PRODUCT_TYPES = [ProductType(product.id, product.display_name) for product in PRODUCTS.values()]
 
 
 class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, ReplicationVerbs, UpgradeVerbs, TokenVerbs):
     """Everything that can be asked of one environment's migration."""
 
     def select(self, row_type: type[T], query: Query) -> list[T]:
-        """Rows of a class of model.py (those of store/tables.py TABLES)."""
-        from skylift.store import select
-
+        """Rows of a class of model.py: those of store/tables.py, and ProductType."""
         with self.store.read() as connection:
-            return select.select(connection, row_type, query)
+            return select.select(connection, row_type, query, _unstored(row_type))
 
     def count(self, row_type: type, where: Expression | None = None) -> int:
-        from skylift.store import select
-
         with self.store.read() as connection:
-            return select.count(connection, row_type, where)
+            return select.count(connection, row_type, where, _unstored(row_type))
 
     def get(self, row_type: type[T], key: UUID | str) -> T:
-        """The row with that key. Raises NotFound."""
+        """The row with that key, a run with its counts. Raises NotFound."""
+        if row_type is ProductType:
+            product = next((product for product in _PRODUCT_TYPES if product.id == key), None)
+            if product is None:
+                raise NotFound(f"there is no product '{key}'")
+            return cast(T, product)
         with self.store.read() as connection:
-            row = get_row(connection, row_type, key)
-            return with_counts(connection, row) if isinstance(row, Run) else row  # type: ignore[return-value]
+            row: Any = get_row(connection, row_type, key)
+            if row_type is not Run:
+                return row
+            counts = count_tables(connection, row.run_id)
+            return replace(row, tables_successful=counts.get(TableStatus.SUCCESSFUL, 0), tables_failed=counts.get(TableStatus.FAILED, 0),
+                           tables_remaining=counts.get(TableStatus.NOT_STARTED, 0) + counts.get(TableStatus.IN_PROGRESS, 0))
 
 
-def with_counts(connection: sa.Connection, run: Run) -> Run:
-    """`run` with its three counts, counted from its tables."""
-    counts = count_tables(connection, run.run_id)
-    return replace(run, tables_successful=counts.get(TableStatus.SUCCESSFUL, 0), tables_failed=counts.get(TableStatus.FAILED, 0),
-                   tables_remaining=counts.get(TableStatus.NOT_STARTED, 0) + counts.get(TableStatus.IN_PROGRESS, 0))
-
-
+def _unstored(row_type: type) -> list[Any] | None:
+    """The rows of a class whose rows are code."""
+    return _PRODUCT_TYPES if row_type is ProductType else None

@@ -139,7 +139,7 @@ class Verb:
 
         The rows of life-cycle events have an upper-case run id, those of the engine a lower-case one (behaviour.md §13.13).
         """
-        newest = self.connection.scalar(sa.select(sa.func.max(runs.c.started_at), type_=runs.c.started_at.type))
+        newest = self.connection.scalar(sa.select(sa.func.max(runs.c.started_at)))
         started_at = max(self.now, newest + timedelta(microseconds=1)) if newest else self.now
         running = status is RunStatus.IN_PROGRESS
         run = Run(uuid4(), str(uuid4()) if running else str(uuid4()).upper(), started_at, None if running else started_at,
@@ -172,7 +172,7 @@ def count_tables(connection: sa.Connection, run_id: str) -> dict[TableStatus, in
     """How many tables of a run have which status."""
     rows = connection.execute(sa.select(run_tables.c.status, sa.func.count()).where(run_tables.c.run_id == run_id)
                               .group_by(run_tables.c.status))
-    return {status: count for status, count in rows}
+    return dict(rows.tuples().all())
 
 
 def newest_run(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> Run | None:

@@ -256,7 +256,7 @@ def discover(product: Product, source: Source, target_url: str, mappings: list[A
 
 
 def sync_registry(connection: sa.Connection, whole: Plan, found: Catalogue) -> list[tuple[str, str]]:
-    """Make the registry hold exactly the tables of the plan; the (company, table) that are gone from the source are returned."""
+    """Make the registry hold exactly the tables of the plan; returns the (company, table) that the source no longer has."""
     known = {(row.company_name, row.table_name) for row in connection.execute(sa.select(registry.c.company_name, registry.c.table_name))}
     app_ids = {(table.company, table.table_name): table.app_id for table in found.tables}
     keys = [(task.company, task.table_name) for task in whole.tasks]
@@ -268,7 +268,7 @@ def sync_registry(connection: sa.Connection, whole: Plan, found: Catalogue) -> l
     if gone:
         here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
         connection.execute(registry.delete().where(here), [{"company": company, "name": name} for company, name in gone])
-    return gone
+    return [key for key in gone if key not in app_ids]
 
 
 def refuse_failed_tables(connection: sa.Connection) -> None:

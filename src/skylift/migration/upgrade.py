@@ -36,10 +36,13 @@ class UpgradeVerbs(Service):
         """
         with self.verb() as verb:
             connection = verb.connection
-            run = newest_run(connection) if id is None else get_row(connection, Run, id)
+            waiting = newest_run(connection, runs.c.status.in_((RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED)))
+            run = (waiting or newest_run(connection)) if id is None else get_row(connection, Run, id)
             if run is None or verb.state in (MigrationState.AWAITING_AGENT, MigrationState.REPLICATING, MigrationState.UPGRADING):
                 raise verb.refusal()
-            if connection.execute(sa.select(runs.c.id).where(runs.c.ended_at > run.ended_at).limit(1)).first():
+            # Diagnostic runs and set-up rows do not take its place: a later run that copies moves the waiting one on.
+            later = sa.select(runs.c.id).where(runs.c.ended_at > run.ended_at).limit(1)
+            if run != waiting and connection.execute(later).first():
                 raise StateError("there is a newer run than this one", hint="use the newest", code="NotNewest")
             product = find_product(verb.row["product_id"])
             if not product.upgrades:
@@ -63,22 +66,25 @@ class UpgradeVerbs(Service):
             verb.move("upgrade")
 
 
-def upgrade(service: Service, run: Run, stop: Callable[[], bool]) -> None:
-    """The coordinator's part: company after company; one that fails does not hold up the others. Returns early when stopped."""
+def upgrade(service: Service, run: Run, stop: Callable[[], bool], check: Callable[[sa.Connection], None]) -> None:
+    """The coordinator's part: company after company; one that fails does not hold up the others. Returns early when stopped.
+
+    `check` raises inside each writing transaction if this coordinator's lease is lost.
+    """
     with service.store.read() as connection:
         row = get_migration(connection)
         pending = connection.scalars(sa.select(source_companies.c.name).where(
             source_companies.c.replicate, source_companies.c.upgrade_status != UpgradeStatus.COMPLETED,
             source_companies.c.upgrade_status != UpgradeStatus.NONE).order_by(source_companies.c.name)).all()
-        synced = {company: count for company, count in connection.execute(
-            sa.select(registry.c.company_name, sa.func.count()).where(registry.c.synced_version > 0).group_by(registry.c.company_name))}
+        synced: dict[str, int] = dict(connection.execute(sa.select(registry.c.company_name, sa.func.count()).where(
+            registry.c.synced_version > 0).group_by(registry.c.company_name)).tuples().all())
     tag = f"{row['product_id']}-{row['source_version']}-Verified"
     target = open_target(service.box.open(row["target_url"]))
     try:
         states = target.states()
         errors = []
         for company in ["", *pending]:
-            if not _start(service, company, tag):
+            if not _start(service, company, tag, check):
                 continue
             schema = target_name(company, "", target.max_name_bytes).schema
             held = {name: state for name, state in states.items() if name.schema == schema}
@@ -94,12 +100,13 @@ def upgrade(service: Service, run: Run, stop: Callable[[], bool]) -> None:
                 error = str(problem)
             if stop():
                 return
-            _finish(service, company, tag, error)
+            _finish(service, company, tag, error, check)
             if error:
                 errors.append(f"{company or 'Tables of all companies'}: {error}")
     finally:
         target.close()
     with service.verb() as verb:
+        check(verb.connection)
         end_upgrade(verb, run, "; ".join(errors))
 
 
@@ -109,9 +116,10 @@ def end_upgrade(verb: Verb, run: Run, error: str) -> None:
     verb.move("upgrade_failed" if error else "upgraded", error)
 
 
-def _start(service: Service, company: str, tag: str) -> bool:
+def _start(service: Service, company: str, tag: str, check: Callable[[sa.Connection], None]) -> bool:
     """Mark the company as started; False if this step is behind it already."""
     with service.verb() as verb:
+        check(verb.connection)
         done = sa.select(upgrade_tags.c.tag).where(upgrade_tags.c.company_name == company, upgrade_tags.c.tag == tag)
         if verb.connection.execute(done).first():
             return False
@@ -121,8 +129,9 @@ def _start(service: Service, company: str, tag: str) -> bool:
         return True
 
 
-def _finish(service: Service, company: str, tag: str, error: str) -> None:
+def _finish(service: Service, company: str, tag: str, error: str, check: Callable[[sa.Connection], None]) -> None:
     with service.verb() as verb:
+        check(verb.connection)
         status = UpgradeStatus.FAILED if error else UpgradeStatus.COMPLETED
         verb.connection.execute(source_companies.update().where(source_companies.c.name == company).values(
             upgrade_status=status, upgrade_error=error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -70,7 +70,7 @@ def open_store(url: str) -> Store:
     return Store(engine)
 
 
-def to_row(kind: type[Row], row: sa.RowMapping) -> Row:
+def to_row(kind: type[Row], row: Mapping[Any, Any]) -> Row:
     """The columns of `row` that the model class `kind` has, as that class."""
     return kind(**{f.name: row[f.name] for f in fields(kind) if f.name in row})  # type: ignore[arg-type]
 

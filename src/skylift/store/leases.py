@@ -31,6 +31,12 @@ def release(store: Store, name: str, holder: str) -> None:
         connection.execute(leases.delete().where(leases.c.name == name, leases.c.holder == holder))
 
 
+def release_process(store: Store, name: str, process: str) -> None:
+    """Take the lease from a process that is known to be dead; `process` is the first part of its holder's name."""
+    with store.write() as connection:
+        connection.execute(leases.delete().where(leases.c.name == name, leases.c.holder.startswith(process, autoescape=True)))
+
+
 def held_by(connection: sa.Connection, name: str) -> str:
     """Who holds the lease now, '' = nobody. Locks the row where the database has row locks."""
     row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).mappings().first()

@@ -1,0 +1,253 @@
+"""The coordinator: the one process that does the work which verbs ask for. Whoever holds the lease is it; others stand by."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from skylift.errors import SkyliftError, Transient
+from skylift.migration.companies import create_marked, initialize_scheduled
+from skylift.migration.replication import fail_run
+from skylift.migration.runner import replicate
+from skylift.migration.service import Service, get_migration, newest_run
+from skylift.migration.upgrade import end_upgrade, upgrade
+from skylift.model import Run
+from skylift.runs import MigrationState, RunStatus
+from skylift.settings import Settings
+from skylift.store import Store, leases, open_store
+from skylift.store.tables import runs, source_companies
+
+LEASE = "coordinator"
+PARENT = "SKYLIFT_PARENT_PID"     # set for a child: it ends when that process does
+TRIES = 5                         # of a run that fails for a passing reason
+TAKEOVERS = 20                    # coordinators that a run may outlive without moving on
+RESTART_S = 1.0
+
+_log = logging.getLogger("skylift.coordinator")
+
+
+class LeaseLost(Exception):
+    """Another coordinator has taken over; whatever this one was doing is its now."""
+
+
+def coordinate(store: Store, settings: Settings, stop: Callable[[], bool]) -> None:
+    """Do what there is to do, as long as `stop()` is false and whenever no other coordinator holds the lease.
+
+    When stopped in the middle of a run it hands over within moments, leaving the run InProgress for the next one.
+    """
+    parent = os.environ.get(PARENT)
+
+    def ending() -> bool:
+        return stop() or (parent is not None and os.getppid() != int(parent))
+
+    service = Service(store, settings, "coordinator")
+    while not ending():
+        lease = Lease(store, settings.lease_s)
+        try:
+            if not lease.take():
+                _pause(settings.poll_s, ending)
+                continue
+            with lease:
+                worker = Worker(service, lease, lambda: ending() or lease.lost())  # noqa: B023 (used within this turn only)
+                while not (ending() or lease.lost()):
+                    if not worker.work():
+                        _pause(settings.poll_s, lambda: ending() or lease.lost())  # noqa: B023
+        except LeaseLost:
+            _log.warning("lease lost to another coordinator")
+        except Transient as error:                      # the store does not answer: nothing can be done or noted
+            _log.warning("%s", error)
+            _pause(max(1.0, settings.poll_s), ending)
+
+
+class Lease:
+    """The right to work, renewed by a thread of its own so that a long step does not cost it."""
+
+    def __init__(self, store: Store, seconds: float) -> None:
+        self.holder = _process(os.getpid()) + secrets.token_hex(4)
+        self._store, self._seconds = store, seconds
+        self._until = 0.0
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def take(self) -> bool:
+        """Take or renew; counted from before the call, so that this side never believes longer than the store does."""
+        began = time.monotonic()
+        if not leases.acquire(self._store, LEASE, self.holder, self._seconds):
+            return False
+        self._until = began + self._seconds
+        return True
+
+    def lost(self) -> bool:
+        return self._lost.is_set() or time.monotonic() >= self._until
+
+    def check(self, connection: sa.Connection) -> None:
+        """Raises LeaseLost inside a transaction unless the lease is held; the transaction is rolled back then."""
+        if leases.held_by(connection, LEASE) != self.holder:
+            self._lost.set()
+            raise LeaseLost
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        leases.release(self._store, LEASE, self.holder)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._seconds / 3):
+            try:
+                if not self.take():
+                    self._lost.set()
+                    return
+            except Transient as error:                  # until the lease runs out there is time to try again
+                _log.warning("heartbeat: %s", error)
+
+
+class Worker:
+    """Looks for work and does it; errors end the run that they belong to, never the coordinator."""
+
+    def __init__(self, service: Service, lease: Lease, stop: Callable[[], bool]) -> None:
+        self._service, self._lease, self._stop = service, lease, stop
+        self._tries: dict[str, int] = {}                # run id -> failures for a passing reason
+        self._taken: set[str] = set()
+
+    def work(self) -> bool:
+        """Do one piece of work; False if there is none."""
+        with self._service.store.read() as connection:
+            state = get_migration(connection)["state"]
+            scheduled = connection.execute(sa.select(source_companies.c.id).where(source_companies.c.init_scheduled).limit(1)).first()
+            status = {MigrationState.REPLICATING: RunStatus.IN_PROGRESS, MigrationState.UPGRADING: RunStatus.UPGRADE_IN_PROGRESS}.get(state)
+            run = newest_run(connection, runs.c.status == status) if status else None
+        if state is MigrationState.CREATING_COMPANIES:
+            create_marked(self._service)
+        elif scheduled:
+            initialize_scheduled(self._service)
+        elif run:
+            self._carry_out(run)
+        else:
+            return False
+        return True
+
+    def _carry_out(self, run: Run) -> None:
+        _log.info("run %s: %s", run.run_id, run.status)
+        try:
+            self._take_up(run)
+            if run.status is RunStatus.IN_PROGRESS:
+                replicate(self._service, run, self._service.settings.workers, self._stop, self._lease.check)
+            else:
+                upgrade(self._service, run, self._stop, self._lease.check)
+        except LeaseLost:
+            raise
+        except Transient as error:
+            if error.code == "Store":
+                raise
+            tries = self._tries[run.run_id] = self._tries.get(run.run_id, 0) + 1
+            _log.warning("run %s, try %s: %s", run.run_id, tries, error)
+            if tries >= TRIES:
+                self._fail(run, str(error))
+            else:
+                _pause(2.0 ** (tries - 1), self._stop)
+        except SkyliftError as error:
+            self._fail(run, str(error))
+        except Exception as error:
+            _log.exception("run %s", run.run_id)
+            self._fail(run, f"skylift itself failed: {type(error).__name__}: {error} (the coordinator's log says more)")
+
+    def _take_up(self, run: Run) -> None:
+        """Note that a coordinator takes the run up. One that kills every coordinator must not do so for ever."""
+        if run.run_id in self._taken:
+            return
+        self._taken.add(run.run_id)
+        with self._service.store.write() as connection:
+            self._lease.check(connection)
+            attempts = connection.scalar(sa.select(runs.c.attempts).where(runs.c.id == run.id)) or 0
+            connection.execute(runs.update().where(runs.c.id == run.id).values(attempts=attempts + 1))
+        if attempts >= TAKEOVERS:
+            raise SkyliftError(f"{attempts} coordinators have ended while working on it, without getting on",
+                               hint="the coordinator's log says why", code="Takeovers")
+
+    def _fail(self, run: Run, reason: str) -> None:
+        with self._service.verb() as verb:
+            self._lease.check(verb.connection)
+            if run.status is RunStatus.IN_PROGRESS:
+                fail_run(verb, run, reason)
+            else:
+                end_upgrade(verb, run, reason)
+
+
+def _process(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}:"
+
+
+def _pause(seconds: float, stop: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while not stop() and (left := until - time.monotonic()) > 0:
+        time.sleep(min(0.1, left))
+
+
+class CoordinatorProcess:
+    """A coordinator in a child process, started again when it dies; it ends with this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._command = [sys.executable, "-m", "skylift", "coordinate", "--home", str(settings.home)]
+        self._environment = {**os.environ, **settings.environment(), PARENT: str(os.getpid())}
+        self._log_file = Path(settings.home) / "logs" / "coordinator.log"
+        self._log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._stopping = threading.Event()
+        self._child = self._start()
+        self._thread = threading.Thread(target=self._watch, name="coordinator-watch", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def stop(self, seconds: float = 30.0) -> None:
+        """Ask the child to hand over and wait for it; kill it if it does not end in time (its run resumes all the same)."""
+        self._stopping.set()
+        self._child.terminate()
+        try:
+            self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+        self._thread.join()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log_file.open("ab") as log:          # a session of its own: Ctrl-C is for the parent, which then stops the child
+            return subprocess.Popen(self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                    start_new_session=True)
+
+    def _watch(self) -> None:
+        while True:
+            self._child.wait()
+            if self._stopping.wait(RESTART_S):
+                return
+            _log.warning("coordinator %s has ended with %s, starting another", self._child.pid, self._child.returncode)
+            self._release(self._child.pid)
+            self._child = self._start()
+
+    def _release(self, pid: int) -> None:
+        """The child is dead for certain: its successor need not wait until the lease runs out."""
+        with suppress(SkyliftError):
+            store = open_store(self._settings.store)
+            leases.release_process(store, LEASE, _process(pid))
+            store.close()
+
+
+def spawn_coordinator(settings: Settings) -> CoordinatorProcess:
+    return CoordinatorProcess(settings)
