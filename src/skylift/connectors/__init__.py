@@ -16,7 +16,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from skylift.errors import SetupError, redact
+from skylift.errors import SetupError
 from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 
 
@@ -161,7 +161,7 @@ def parse_url(url: str) -> URL:
     try:
         return make_url(url.strip())
     except (ArgumentError, ValueError):
-        raise SetupError(f"connection string '{redact(url)}' is not a URL",
+        raise SetupError("the connection string is not a URL",   # not repeated: no telling where its password stands
                          hint="write it as sqlite:///path/to/file.db or duckdb:///path/to/file.duckdb") from None
 
 

@@ -142,6 +142,9 @@ class DuckDBTarget:
         except duckdb.OutOfMemoryException as error:
             raise TargetFailed(f"DuckDB file {self.path}: {_first_line(error)}", hint="free disk space for DuckDB to spill to") from None
         except duckdb.TransactionException as error:
+            if "onflict" not in str(error):         # a commit that could not be written
+                raise TargetFailed(f"DuckDB file {self.path}: {_first_line(error)}",
+                                   hint="free space or restore access, then run again: what has arrived stays") from None
             raise Transient(f"DuckDB file {self.path}: {_first_line(error)}") from None
         except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException,
                 duckdb.ConstraintException) as error:
@@ -186,8 +189,7 @@ class DuckDBTransaction:
             if failure:
                 raise failure[0] from None
             raise
-        finally:
-            self._cursor.unregister("_skylift_batches")
+        self._cursor.unregister("_skylift_batches")
 
     def delete(self, name: TargetName, keys: pa.Table) -> None:
         self._cursor.register("_skylift_keys", keys)

@@ -113,21 +113,21 @@ class SqliteSource:
         name = quote(table.name)
         width = "+".join(f"coalesce(octet_length({quote(c)}),0)" for c in table.schema.names) + f"+{8 * len(table.schema)}"
         if self._has_integer_key(table):
-            first, last = self._bounds(table)
-            if first is None or last is None:
+            bounds = self._bounds(table)
+            if bounds is None:
                 return replace(table, rows=0, size_bytes=0)
-            rows, row_bytes = self._sample(table, first, last, width)
+            rows, row_bytes = self._sample(table, *bounds, width)
         else:
             [(rows,)] = self.query(f"select count(*) from {name}")
             [(row_bytes,)] = self.query(f"select avg(w) from (select {width} w from {name} limit 200)")
         self._row_bytes[table.name] = int(row_bytes or 0) + 1
         return replace(table, rows=rows, size_bytes=int(rows * (row_bytes or 0)))
 
-    def _bounds(self, table: Table) -> tuple[int | None, int | None]:
-        """Lowest and highest integer key; two queries, because SQLite answers only a lone min() or max() from the tree's edge."""
+    def _bounds(self, table: Table) -> tuple[int, int] | None:
+        """Lowest and highest integer key, None without rows; two queries: only a lone min() or max() is answered from the tree's edge."""
         key, name = quote(table.key[0]), quote(table.name)
-        [bounds] = self.query(f"select (select min({key}) from {name}), (select max({key}) from {name})")
-        return bounds
+        [(first, last)] = self.query(f"select (select min({key}) from {name}), (select max({key}) from {name})")
+        return None if first is None else (first, last)
 
     def _sample(self, table: Table, first: int, last: int, width: str) -> tuple[int, float]:
         """Rows and bytes per row of a table with an integer key, from eight places in it; counted where keys are sparse."""
@@ -151,13 +151,11 @@ class SqliteSource:
         if not table.key or not table.rows or table.rows <= per_chunk:
             return [KeyRange()]
         keys = ",".join(map(quote, table.key))
+        if self._has_integer_key(table) and (ends := self._bounds(table)) and ends[1] - ends[0] < 2 * table.rows:
+            first, last = ends                     # dense: divide the numbers, do not walk them
+            step = max(1, per_chunk * (last - first + 1) // table.rows)
+            return _ranges([(value,) for value in range(first + step, last + 1, step)])
         bounds: list[tuple[Any, ...]] = []
-        if self._has_integer_key(table):
-            first, last = self._bounds(table)
-            if last - first < 2 * table.rows:      # dense: divide the numbers, do not walk them
-                step = max(1, per_chunk * (last - first + 1) // table.rows)
-                bounds = [(value,) for value in range(first + step, last + 1, step)]
-                return _ranges(bounds)
         after: tuple[Any, ...] | None = None
         while True:                                # each step walks one chunk of the key's index
             where, params = _key_range_sql(table.key, KeyRange(after))

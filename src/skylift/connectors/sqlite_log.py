@@ -61,6 +61,7 @@ class ChangeLog:
                      run("select t, name, since, def from _skylift_log_tables")}
             standing = dict(run(_TRIGGERS_NOW))
             numbers = max((t for t, _, _ in known.values()), default=0)
+            begun: int | None = None                # the position from which tables are logged that were not before
             for table in tables:
                 t, since, definition = known.get(table.name, (0, 0, ""))
                 if not t:
@@ -72,7 +73,11 @@ class ChangeLog:
                     for name, sql in triggers.items():
                         run(f"drop trigger if exists {name}")
                         run(sql)
-                    since = position
+                    if begun is None:               # a position of its own, that no watermark can stand at yet
+                        run("insert into _skylift_log(t) values (0)")
+                        [(position,)] = run(_POSITION)
+                        begun = position
+                    since = begun
                     run("insert or replace into _skylift_log_tables values (?, ?, ?, ?)", t, table.name, since, _definition(table))
                 self._logged[table.name] = (t, since)
             run("insert or ignore into _skylift_consumers values (?, 0)", consumer)

@@ -48,6 +48,7 @@ def copy_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, co
                 continue
             if isinstance(item, BaseException):
                 raise item
+            work.note(item)
             yield item
     finally:
         cancelled.set()
@@ -68,7 +69,7 @@ class _Work:
         self._lock = threading.Lock()
         self._open = 0                                  # units submitted and not ended
         self._reasons: dict[TargetName, str] = {}
-        self._positions: list[int] = []                 # of every task that holds data, for confirm()
+        self._positions: dict[TargetName, int] = {}     # of every task that holds data, for confirm()
 
     def finished(self) -> bool:
         with self._lock:
@@ -84,7 +85,7 @@ class _Work:
         for task in tasks:
             state = states.get(task.target)
             if state:
-                self._positions.append(state.watermark.position)
+                self._positions[task.target] = state.watermark.position
             reason = _why_whole(copier, task, state)
             if isinstance(reason, CopyError):
                 self.results.put(Progress(task, TableStatus.FAILED, error=reason))
@@ -100,10 +101,14 @@ class _Work:
         if whole:
             self._submit(self._measure, whole, watermark)
 
+    def note(self, progress: Progress) -> None:
+        if progress.watermark:
+            self._positions[progress.task.target] = progress.watermark.position
+
     def confirm(self) -> None:
         """Nothing before the oldest watermark that is still in use is needed at the source any more."""
         if self._positions:
-            self.copier.source.confirm(self.copier.consumer, min(self._positions))
+            self.copier.source.confirm(self.copier.consumer, min(self._positions.values()))
 
     # -------------------------------------------------------------- units of work
 
@@ -126,7 +131,7 @@ class _Work:
             self._reasons[task.target] = error.message
             self._submit(self._measure, [task], self.copier.source.track([task.table], self.copier.consumer))
             return
-        except CopyError as error:
+        except (CopyError, Transient) as error:
             self.results.put(Progress(task, TableStatus.FAILED, error=error))
             return
         self.results.put(progress)
@@ -141,7 +146,7 @@ class _Work:
                 return
             try:
                 measured = self._patiently(lambda task=task: source.measure(task.table))
-            except CopyError as error:
+            except (CopyError, Transient) as error:
                 self.results.put(Progress(task, TableStatus.FAILED, error=error))
                 continue
             sized = replace(task, table=measured)
@@ -179,7 +184,7 @@ class _Work:
     def _large(self, task: CopyTask, watermark: Watermark, attempt: int = 1) -> None:
         try:
             plan, chunks = self._patiently(lambda: self.copier.begin(task, watermark, self.workers))
-        except CopyError as error:
+        except (CopyError, Transient) as error:
             self.results.put(Progress(task, TableStatus.FAILED, error=error))
             return
         copy = _LargeCopy(self, task, plan, len(chunks), attempt)
@@ -228,9 +233,7 @@ class _Work:
         raise AssertionError("unreachable")
 
     def _explained(self, progress: Progress) -> Progress:
-        """With the reason for a full copy; and noted for confirm()."""
-        if progress.watermark:
-            self._positions.append(progress.watermark.position)
+        """With the reason for a full copy."""
         return replace(progress, reason=self._reasons.get(progress.task.target, ""))
 
 

@@ -78,8 +78,8 @@ def _descend(task: CopyTask, total: Digest, found: Digest, source: Callable[[], 
     sums = _bucket_sums(source(), key) - _bucket_sums(target(), key)
     wanted = np.flatnonzero(sums.any(axis=1))[:BUCKETS_READ]
     left, right = _rows_of(source(), key, wanted), _rows_of(target(), key, wanted)
-    different = [f"{k}: {', '.join(name for name in left[k] if left[k][name] != right[k][name])}"
-                 for k in left if k in right and left[k] != right[k]]
+    different = [f"{k}: {', '.join(name for name in left[k] if repr(left[k][name]) != repr(right[k][name]))}"   # repr: NaN is NaN
+                 for k in left if k in right and repr(left[k]) != repr(right[k])]
     missing, extra = [str(k) for k in left if k not in right], [str(k) for k in right if k not in left]
     note = "" if missing or extra or different else "rows occur a different number of times"
     return TableDifference(task, total, found, tuple(missing[:SAMPLES]), tuple(extra[:SAMPLES]), tuple(different[:SAMPLES]), note)
