@@ -1,0 +1,267 @@
+"""The verbs of a migration, and what can be seen of it."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skylift.cli.follow import WORKING, Tally, meter, newest_run, tables_of, wait, wait_for_run
+from skylift.cli.frame import FAILED, OK, Session, absolute_url, app, command
+from skylift.errors import NotFound, SetupError
+from skylift.model import Run, RunTable, Setup, SourceCompany, Token
+from skylift.query import Attribute, Order, Query
+from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus
+
+token_app = typer.Typer(no_args_is_help=True, help="Tokens for the API.")
+app.add_typer(token_app, name="token")
+
+
+class Kind(StrEnum):
+    NORMAL = "normal"
+    FULL = "full"
+    DIAGNOSTIC = "diagnostic"
+
+
+class Role(StrEnum):
+    READER = "reader"
+    OPERATOR = "operator"
+    ADMINISTRATOR = "administrator"
+
+
+@command("skylift sample bc.db --companies 3 --rows 1000000 --tables 150")
+def sample(
+    session: Session,
+    path: Annotated[Path, typer.Argument(help="The SQLite file to make, or with --change to change.")],
+    companies: Annotated[int, typer.Option(help="Number of companies.")] = 3,
+    rows: Annotated[int, typer.Option(help="G/L entries of the first company; each further company has a quarter of the one before, "
+                                           "other tables have a tenth or less.")] = 1_000_000,
+    tables: Annotated[int, typer.Option(help="Number of tables of each company.")] = 150,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same database.")] = 1,
+    change: Annotated[int, typer.Option(help="Change that many rows of an existing sample instead: inserts, updates, deletes.")] = 0,
+) -> None:
+    """Make a Business-Central-shaped source database, to try things out on."""
+    from rich.progress import Progress
+
+    from skylift.sample import change_sample, create_sample, sample_rows
+
+    if change:
+        done = change_sample(path, change, seed)
+        session.table(("table", "inserted", "updated", "deleted"), [(table, *counts) for table, counts in done.items()])
+        session.answer([{"table": table, "inserted": i, "updated": u, "deleted": d} for table, (i, u, d) in done.items()])
+        return
+    with Progress(console=session.progress, disable=session.as_json or not session.progress.is_terminal) as bar:
+        task = bar.add_task("writing rows", total=sample_rows(companies, rows, tables))
+        written = create_sample(path, companies=companies, rows=rows, tables=tables, seed=seed,
+                                progress=lambda rows: bar.update(task, advance=rows))
+    session.say(f"{path}: {companies:,} companies, {len(written):,} tables, {sum(written.values()):,} rows")
+    session.answer({"path": path, "companies": companies, "tables": len(written), "rows": sum(written.values())})
+
+
+@command("skylift setup --product DynamicsBCLast --source sqlite:///bc.db")
+def setup(
+    session: Session,
+    product: Annotated[str, typer.Option(help="DynamicsBC, DynamicsBCLast, DynamicsGP, DynamicsSL or Custom.")],
+    source: Annotated[str, typer.Option(metavar="URL", help="The source database; may be left out when it is known already.")] = "",
+) -> None:
+    """Connect a source: read its companies, tables and apps; --target is kept with it. Calling again changes the set-up."""
+    values = {"product_id": product, "sql_server_type": SqlServerType.AZURE_SQL}       # reachable from here, without an agent
+    if source:
+        values["sql_connection_string"] = absolute_url(source)
+    migration = session.migration
+    known = migration.select(Setup, Query())
+    done = migration.change_setup(known[0].id, values, lambda row: None) if known else migration.create_setup(values)
+    session.say(f"{product} connected; state: {done.state}")
+    _list_companies(session)
+
+
+@command("skylift companies --mark 'CRONUS International Ltd.' --create")
+def companies(
+    session: Session,
+    mark: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Include this company in the next runs (repeatable).")] = None,
+    mark_all: Annotated[bool, typer.Option("--mark-all", help="Include every company.")] = False,
+    unmark: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave this company out (repeatable).")] = None,
+    create: Annotated[bool, typer.Option("--create", help="Create the marked companies in the target and wait for it.")] = False,
+) -> int | None:
+    """List the companies of the source, choose which take part, and create them in the target."""
+    migration = session.migration
+    found = _companies(session)
+    wanted = {company.id: True for company in found} if mark_all else {}
+    wanted |= {_company(found, name).id: True for name in mark or ()}
+    wanted |= {_company(found, name).id: False for name in unmark or ()}
+    for company in found:
+        if company.id in wanted and company.replicate != wanted[company.id]:
+            migration.change_company(company.id, {"replicate": wanted[company.id]}, lambda row: None)
+    if create:
+        if not found:
+            raise SetupError("the source has no companies yet", hint="connect it first: skylift setup --product P --source URL")
+        migration.create_companies(found[0].id)
+        state = wait(session, lambda: _setup(session).state, lambda state: state != MigrationState.CREATING_COMPANIES)
+        session.say(f"state: {state}")
+    _list_companies(session)
+    return FAILED if create and state == MigrationState.CREATION_FAILED else OK
+
+
+@command("skylift run --kind full")
+def run(
+    session: Session,
+    kind: Annotated[Kind, typer.Option(help="normal: what changed since the last run; full: every table whole; "
+                                            "diagnostic: check, write nothing.")] = Kind.NORMAL,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the run is recorded; a coordinator works on it.")] = False,
+) -> int:
+    """Copy the marked companies and verify every table. Exit code 1 if a table failed."""
+    started = session.migration.run_replication(kind=ReplicationType(kind.capitalize()))
+    if no_wait:
+        session.say(f"run {started.run_id} is recorded; skylift serve or skylift coordinate carries it out")
+        session.answer(started)
+        return OK
+    return _report(session, wait_for_run(session, started))
+
+
+@command("skylift status --watch")
+def status(
+    session: Session,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until the run has ended.")] = False,
+) -> int:
+    """Where the migration stands: its state, the newest run, failed tables. Exit code 1 if the newest run failed."""
+    newest = newest_run(session)
+    if watch and newest:
+        with meter(session) as show:
+            while newest.status in WORKING:
+                show(newest, tables_of(session, newest))
+                time.sleep(1)
+                newest = session.migration.get(Run, newest.id)
+    known = session.migration.select(Setup, Query())
+    session.say(f"state: {known[0].state if known else MigrationState.NOT_SET_UP}")
+    if newest is None:
+        session.answer({"state": known[0].state if known else MigrationState.NOT_SET_UP, "run": None, "tables": []})
+        return OK
+    return _report(session, newest)
+
+
+@command("skylift upgrade")
+def upgrade(session: Session) -> int:
+    """Run the data upgrade that follows the last run of a product with upgrades, and wait for it."""
+    migration = session.migration
+    newest = _newest(session)
+    migration.run_data_upgrade(newest.id)
+    ended = wait(session, lambda: migration.get(Run, newest.id), lambda state: state.status is not RunStatus.UPGRADE_IN_PROGRESS)
+    return _report(session, ended)
+
+
+@command("skylift reset")
+def reset(session: Session) -> None:
+    """Forget how far the tables are copied, so that the next run copies them whole. No data is deleted."""
+    session.migration.reset_cloud_data(_newest(session).id)
+    session.say("the next run copies every table whole")
+    session.answer({"state": _setup(session).state})
+
+
+@command("skylift disable")
+def disable(session: Session) -> None:
+    """End replication for now: the source is left as it was found, copied data stays."""
+    session.migration.disable_replication(_newest(session).id)
+    _say_state(session)
+
+
+@command("skylift complete")
+def complete(session: Session) -> None:
+    """Complete the migration. Refused while a table is failed or, where the product has one, the upgrade is not done."""
+    session.migration.complete_cloud_migration(_newest(session).id)
+    _say_state(session)
+
+
+@command("skylift token create ci --role operator", token_app)
+def create(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="What the token is for.")],
+    role: Annotated[Role, typer.Option(help="reader: look; operator: everything but set-up; administrator: everything.")],
+) -> None:
+    """Make a token. It is shown once, alone on the last line."""
+    secret = session.migration.create_token(name, role.value)
+    session.say(f"token '{name}' of role {role.value}, shown only now:")
+    if not session.as_json:
+        print(secret)
+    session.answer({"name": name, "role": role.value, "token": secret})
+
+
+@command("skylift token list", token_app, "list")
+def list_(session: Session) -> None:
+    """List the tokens; their secrets are not kept."""
+    tokens = session.migration.select(Token, Query(order=(Order(Attribute("name")),)))
+    session.table(("name", "role", "created", "expires", "revoked"),
+                  [(t.name, t.role, *(f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (t.created_at, t.expires_at, t.revoked_at)))
+                   for t in tokens])
+    session.answer(tokens)
+
+
+@command("skylift token revoke ci", token_app)
+def revoke(session: Session, name: Annotated[str, typer.Argument(help="The token's name.")]) -> None:
+    """Make a token worthless from now on."""
+    session.migration.revoke_token(name)
+    session.say(f"token '{name}' is revoked")
+    session.answer({"name": name, "revoked": True})
+
+
+def _companies(session: Session) -> list[SourceCompany]:
+    return session.migration.select(SourceCompany, Query(order=(Order(Attribute("name")),)))
+
+
+def _company(found: list[SourceCompany], name: str) -> SourceCompany:
+    hits = [company for company in found if name.casefold() in (company.name.casefold(), company.display_name.casefold())]
+    if not hits:
+        raise NotFound(f"the source has no company '{name}'", hint=f"it has: {', '.join(c.name for c in found) or 'none yet'}",
+                       code="CompanyNotFound")
+    return hits[0]
+
+
+def _list_companies(session: Session) -> None:
+    found = _companies(session)
+    session.table(("company", "display name", "marked", "created", "initialised", "GB"),
+                  [(c.name, c.display_name, "yes" if c.replicate else "no", "yes" if c.created else "no", c.init_status,
+                    float(c.estimated_size)) for c in found])
+    session.answer(found)
+
+
+def _setup(session: Session) -> Setup:
+    known = session.migration.select(Setup, Query())
+    if not known:
+        raise SetupError("there is no set-up yet", hint="connect a source first: skylift setup --product P --source URL")
+    return known[0]
+
+
+def _newest(session: Session) -> Run:
+    _setup(session)
+    newest = newest_run(session)
+    if newest is None:
+        raise SetupError("no source was connected yet", hint="connect one first: skylift setup --product P --source URL")
+    return newest
+
+
+def _say_state(session: Session) -> None:
+    state = _setup(session).state
+    session.say(f"state: {state}")
+    session.answer({"state": state})
+
+
+def _report(session: Session, run: Run) -> int:
+    """Show a run, its companies and its failed tables; the exit code that it deserves."""
+    tables = tables_of(session, run)
+    failed = [table for table in tables if table.status is TableStatus.FAILED]
+    session.say(f"{run.status}: {Tally.of(tables) if tables else run.details}")
+    if tables:
+        session.table(("company", "tables", "rows", "copied", "inserted", "updated", "deleted"), [
+            (company or "(all companies)", *_sums([table for table in tables if table.company_name == company]))
+            for company in sorted({table.company_name for table in tables})])
+        session.say(run.details)
+    session.table(("failed table", "error"), [(f"{t.company_name} {t.table_name}".strip(), t.errors) for t in failed] if failed else [])
+    session.answer({"state": _setup(session).state, "run": run, "tables": tables})
+    return FAILED if failed or run.status in (RunStatus.FAILED, RunStatus.UPGRADE_FAILED) else OK
+
+
+def _sums(tables: list[RunTable]) -> tuple[int, ...]:
+    return (len(tables), *(sum(getattr(table, name) for table in tables)
+                           for name in ("total_records", "records_copied", "inserted", "updated", "deleted")))

@@ -1,0 +1,148 @@
+"""Waiting for the coordinator's work and showing how far it is.
+
+A coordinator runs in this process for as long as a command waits. It does the work unless another one, such as that of a
+running server, holds the lease: then it stands by, takes over if the other dies, and the command shows the other's progress.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from skylift.cli.frame import Session
+from skylift.model import Run, RunTable
+from skylift.query import Attribute, Call, Literal, Order, Query
+from skylift.runs import RunStatus, TableStatus
+
+LOOK_S = 0.25       # between two looks at the store
+LINE_S = 2.0        # between two progress lines where there is no terminal
+ENDED = (TableStatus.SUCCESSFUL, TableStatus.FAILED, TableStatus.WARNING)
+WORKING = (RunStatus.IN_PROGRESS, RunStatus.UPGRADE_IN_PROGRESS)
+T = TypeVar("T")
+
+
+def equals(attribute: str, value: object) -> Call:
+    return Call("eq", (Attribute(attribute), Literal(value)))
+
+
+def newest_run(session: Session) -> Run | None:
+    runs = session.migration.select(Run, Query(order=(Order(Attribute("started_at"), descending=True),), top=1))
+    return runs[0] if runs else None
+
+
+def tables_of(session: Session, run: Run) -> list[RunTable]:
+    return session.migration.select(RunTable, Query(where=equals("run_id", run.run_id)))
+
+
+def wait(session: Session, look: Callable[[], T], done: Callable[[T], bool], show: Callable[[T], None] = lambda state: None) -> T:
+    """`look` until `done`, working as coordinator meanwhile. Raises what ended the coordinator."""
+    with _coordinator(session) as check:
+        while True:
+            state = look()
+            show(state)
+            if done(state):
+                return state
+            check()
+            time.sleep(LOOK_S)
+
+
+def wait_for_run(session: Session, run: Run) -> Run:
+    """Wait until `run` has ended, with a progress bar on a terminal and a line every two seconds elsewhere."""
+    with meter(session) as show:
+        def look() -> Run:
+            return session.migration.get(Run, run.id)
+
+        return wait(session, look, lambda state: state.status not in WORKING, lambda state: show(state, tables_of(session, state)))
+
+
+@contextmanager
+def _coordinator(session: Session) -> Iterator[Callable[[], None]]:
+    from skylift.migration.coordinator import coordinate
+
+    stop = threading.Event()
+    errors: list[BaseException] = []
+    store = session.migration.store
+
+    def work() -> None:
+        try:
+            coordinate(store, session.settings, stop.is_set)
+        except BaseException as error:
+            errors.append(error)
+
+    def check() -> None:
+        if errors:
+            raise errors[0]
+
+    thread = threading.Thread(target=work, name="coordinator", daemon=True)
+    thread.start()
+    try:
+        yield check
+    finally:
+        stop.set()
+        thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How far a run is. `covered_rows` are rows that need no more work; a table that has ended counts whole."""
+
+    tables: int
+    ended: int
+    failed: int
+    copied_rows: int
+    covered_rows: int
+    total_rows: int
+
+    @classmethod
+    def of(cls, tables: list[RunTable]) -> Tally:
+        ended = [table for table in tables if table.status in ENDED]
+        open_rows = sum(min(table.records_copied, table.total_records) for table in tables if table.status not in ENDED)
+        return cls(len(tables), len(ended), sum(table.status is TableStatus.FAILED for table in ended),
+                   sum(table.records_copied for table in tables), open_rows + sum(table.total_records for table in ended),
+                   sum(table.total_records for table in tables))
+
+    def __str__(self) -> str:
+        return (f"{self.ended:,} of {self.tables:,} tables" + (f", {self.failed:,} failed" if self.failed else "")
+                + f", {self.copied_rows:,} of {self.total_rows:,} rows copied")
+
+
+@contextmanager
+def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
+    """A function that shows a run and its tables; call it often."""
+    started = time.monotonic()
+
+    def rate(tally: Tally) -> str:
+        return f"{tally.copied_rows / max(0.001, time.monotonic() - started):,.0f} rows/s"
+
+    if session.progress.is_terminal and not session.as_json:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"),
+                   TimeRemainingColumn(elapsed_when_finished=True))
+        with Progress(*columns, console=session.progress) as bar:
+            task = bar.add_task("waiting", total=None, rate="")
+
+            def draw(run: Run, tables: list[RunTable]) -> None:
+                tally = Tally.of(tables)
+                bar.update(task, description=str(tally), total=tally.total_rows or None, completed=tally.covered_rows,
+                           rate=rate(tally))
+
+            yield draw
+        return
+    last = 0.0
+
+    def line(run: Run, tables: list[RunTable]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        tally = Tally.of(tables)
+        if now - last >= LINE_S or run.status not in WORKING:
+            last = now
+            covered = tally.covered_rows / max(1, tally.total_rows)
+            left = f", about {(now - started) * (1 - covered) / covered:,.0f} s left" if 0 < covered < 1 else ""
+            session.progress.print(f"{run.status}: {tally}, {rate(tally)}{left}", soft_wrap=True)
+
+    yield line

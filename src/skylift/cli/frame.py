@@ -1,0 +1,129 @@
+"""What every command shares: --home, --target and --json, one way to answer, and exit codes that scripts can use."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from skylift.connectors import parse_url
+from skylift.errors import Conflict, NotFound, SetupError, SkyliftError, StateError
+from skylift.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from skylift.migration import Migration
+
+OK, FAILED, BAD_INPUT, WRONG_STATE, INTERRUPTED = 0, 1, 2, 3, 130
+_CODES = ((SetupError, BAD_INPUT), (NotFound, BAD_INPUT), (StateError, WRONG_STATE), (Conflict, WRONG_STATE))
+
+app = typer.Typer(name="skylift", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Move companies' databases to the cloud and prove that every row arrived.")
+
+
+class Session:
+    """One command's call: its settings, the service (opened when first needed) and the way to answer."""
+
+    def __init__(self, settings: Settings, as_json: bool) -> None:
+        self.settings = settings
+        self.as_json = as_json
+        self.progress = Console(stderr=True, highlight=False)
+        self._out = Console(highlight=False, width=None if sys.stdout.isatty() else 250)
+
+    @cached_property
+    def migration(self) -> Migration:
+        from skylift.migration import Migration  # opens in a second; --help must not wait for it
+        from skylift.store import open_store
+
+        return Migration(open_store(self.settings.store), self.settings, actor="cli")
+
+    def say(self, text: str) -> None:
+        """A line for people; on stderr when stdout belongs to a JSON document."""
+        (self.progress if self.as_json else self._out).print(Text(text), soft_wrap=True)
+
+    def answer(self, document: Any) -> None:
+        """The command's one JSON document; nothing without --json."""
+        if self.as_json:
+            print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """A table for people; nothing with --json. Numbers are set to the right."""
+        if self.as_json:
+            return
+        rows = [list(row) for row in rows]
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for n, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if rows and isinstance(rows[0][n], int | float) else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int | float) else str(cell)) for cell in row))
+        self._out.print(table)
+
+    def fail(self, error: SkyliftError) -> None:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        self.answer({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+
+
+Home = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Folder of store, keys, settings and embedded target "
+                                           "(SKYLIFT_HOME; default ./.skylift).")]
+Target = Annotated[str | None, typer.Option("--target", metavar="URL", help="Target database (SKYLIFT_TARGET; default a DuckDB "
+                                            "file in the home folder).")]
+Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on stdout; progress goes to stderr.")]
+
+
+def command(example: str, group: typer.Typer = app, name: str | None = None) -> Callable[[Callable[..., int | None]], Any]:
+    """Register `function(session, ...)`, which returns its exit code or None for 0; adds the common options to its own."""
+
+    def register(function: Callable[..., int | None]) -> Callable[..., int | None]:
+        hints = typing.get_type_hints(function, include_extras=True)
+        own = [p.replace(annotation=hints[p.name]) for p in list(inspect.signature(function).parameters.values())[1:]]
+        common = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+                  for key, kind, default in (("home", Home, None), ("target", Target, None), ("json", Json, False))]
+
+        @functools.wraps(function)
+        def run(home: Path | None, target: str | None, json: bool, **arguments: Any) -> None:
+            raise typer.Exit(_call(function, home, target, json, arguments))
+
+        parameters = [*own, *common]
+        run.__signature__ = inspect.Signature(parameters)                                # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        group.command(name=name or function.__name__.rstrip("_"), epilog=f"Example: {example}")(run)
+        return function
+
+    return register
+
+
+def absolute_url(url: str) -> str:
+    """`url` with the path of a database file made absolute: whoever opens it later may stand in another folder."""
+    if "://" not in url:
+        return url                                         # no URL at all: migration says what it may have been meant to be
+    parsed = parse_url(url)
+    if parsed.host or not parsed.database or parsed.database == ":memory:":
+        return url
+    return parsed.set(database=str(Path(parsed.database).absolute())).render_as_string(hide_password=False)
+
+
+def _call(function: Callable[..., int | None], home: Path | None, target: str | None, as_json: bool,
+          arguments: dict[str, Any]) -> int:
+    session = None
+    try:
+        flags = {"home": home, "target": target and absolute_url(target)}
+        session = Session(load_settings(flags), as_json)
+        return function(session, **arguments) or OK
+    except SkyliftError as error:
+        (session or Session(Settings(), as_json)).fail(error)
+        return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED

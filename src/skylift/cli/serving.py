@@ -1,0 +1,78 @@
+"""The long-running commands: the HTTP service and the coordinator."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from dataclasses import replace
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from skylift.cli.frame import Session, command
+from skylift.errors import SetupError
+
+API_ROOT = "v2.0/production/api/microsoft/cloudMigration/v1.0"      # odata.md U2; the environment's name is the client's choice
+
+
+@command("skylift serve --port 7048")
+def serve(
+    session: Session,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default="7048")] = None,
+    no_coordinator: Annotated[bool, typer.Option("--no-coordinator", help="Serve only; skylift coordinate works elsewhere.")] = False,
+) -> None:
+    """Serve the Cloud Migration API until SIGTERM or Ctrl-C."""
+    from granian import Granian
+    from granian.constants import HTTPModes, Interfaces
+
+    from skylift.migration.coordinator import spawn_coordinator
+    from skylift.store import open_store
+
+    settings = session.settings
+    settings = replace(settings, host=host or settings.host, port=settings.port if port is None else port)
+    settings = replace(settings, port=_free_port(settings.host, settings.port))
+    open_store(settings.store).close()                      # made and upgraded before two processes use it
+    os.environ.update(settings.environment())               # for the worker, which the server starts as a process
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    session.say(f"serving http://{shown}:{settings.port}/{API_ROOT}")
+    session.say(f"make a token with: skylift token create NAME --role operator --home {settings.home}")
+    # One worker process; HTTP/1 because it carries the action names that old clients send as methods (odata.md U6).
+    server = Granian("skylift.app:create_app", settings.host, settings.port, interface=Interfaces.ASGI,
+                     http=HTTPModes.http1, workers=1, websockets=False, factory=True, log_access=False)
+    coordinator = None if no_coordinator else spawn_coordinator(settings)
+    try:
+        server.serve()
+    finally:
+        if coordinator is not None:
+            coordinator.stop()
+
+
+@command("skylift coordinate")
+def coordinate(session: Session) -> None:
+    """Carry out runs, company creation and upgrades until SIGTERM or Ctrl-C; a second coordinator stands by."""
+    from skylift.migration.coordinator import coordinate as work
+
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    session.say("coordinating; Ctrl-C hands over")
+    work(session.migration.store, session.settings, stop.is_set)
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises SetupError now, where the server would only log from another process."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            return probe.getsockname()[1]
+    except (OSError, OverflowError) as error:
+        raise SetupError(f"cannot listen on {host}:{port}: {error}", hint="choose another --port or --host", code="Address") from None

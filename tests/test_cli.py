@@ -1,0 +1,307 @@
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import duckdb
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from skylift.cli import app
+from skylift.sample import BASE, create_sample
+
+COMPANY = "CRONUS International Ltd_"
+ENTRIES = f'"{COMPANY}$G_L Entry${BASE}"'
+
+
+@pytest.fixture
+def source(tmp_path):
+    create_sample(tmp_path / "bc.db", companies=2, rows=200, tables=12)
+    return tmp_path / "bc.db"
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Call a command on a home of its own: (exit code, stdout, stderr); a document instead of stdout with --json."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SKYLIFT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SKYLIFT_POLL_S", "0.05")
+
+    def call(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, json.loads(result.stdout) if "--json" in arguments else result.stdout, result.stderr
+
+    return call
+
+
+@pytest.fixture
+def ready(call, source):
+    """A source that is connected, both companies created."""
+    assert call("setup", "--product", "DynamicsBCLast", "--source", f"sqlite:///{source}")[0] == 0
+    assert call("companies", "--mark-all", "--create")[0] == 0
+    return source
+
+
+def commands(group=app, before=()):
+    for command in group.registered_commands:
+        yield (*before, command.name)
+    for sub in group.registered_groups:
+        yield from commands(sub.typer_instance, (*before, sub.name))
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_help_of_every_command_ends_with_an_example_of_it(call, command):
+    code, out, _ = call(*command, "--help")
+
+    assert code == 0
+    assert out.rstrip().splitlines()[-1].strip(" │").startswith(f"Example: skylift {' '.join(command)}")
+    for option in ("--home", "--target", "--json"):
+        assert option in out
+
+
+def test_life_of_a_migration_from_setup_to_completion(call, source):
+    code, out, _ = call("setup", "--product", "DynamicsBCLast", "--source", "sqlite:///bc.db")       # relative to this folder
+    assert (code, "DynamicsBCLast connected" in out, "Contoso A/S [Nordic]" in out) == (0, True, True)
+    code, companies, _ = call("companies", "--mark", "cronus international LTD_", "--mark", "Contoso A/S [Nordic] (display)",
+                              "--create", "--json")
+    assert code == 0
+    assert [(c["name"], c["replicate"], c["created"]) for c in companies] == [
+        (COMPANY, True, True), ("Contoso A_S _Nordic_", True, True)]
+
+    code, first, progress = call("run", "--json")
+    assert code == 0
+    assert first["run"]["status"] == "UpgradePending"
+    assert {table["status"] for table in first["tables"]} == {"Successful"}
+    assert len(first["tables"]) == 2 * 12 + 6
+    assert "of 30 tables" in progress
+
+    assert call("sample", source, "--change", 60)[0] == 0
+    code, second, _ = call("run", "--json")
+    assert code == 0
+    moved = {t["table_name"]: (t["inserted"], t["updated"], t["deleted"]) for t in second["tables"] if t["mode"] != "unchanged"}
+    assert moved[f"G_L Entry${BASE}"] == (18, 18, 18)
+    assert moved[f"Customer${BASE}"] == moved[f"Customer${BASE}$ext"] == (1, 1, 1)
+
+    code, verified, _ = call("verify", "--json")
+    assert (code, verified["equal"], len(verified["tables"])) == (0, True, 30)
+    code, _, error = call("complete")
+    assert (code, "the data upgrade is pending" in error) == (3, True)
+    assert call("upgrade")[0] == 0
+    assert call("complete")[0] == 0
+    code, status, _ = call("status", "--json")
+    assert (code, status["state"]) == (0, "Disabled")
+    with closing(sqlite3.connect(source)) as old, duckdb.connect(str(source.parent / "home" / "target.duckdb")) as new:
+        expected = old.execute(f'select "Entry No_", Description, "Checksum" from {ENTRIES} order by 1').fetchall()
+        copied = new.execute(f'select "Entry No_", Description, "Checksum" from "{COMPANY}"."G_L Entry${BASE}" order by 1').fetchall()
+        assert copied == expected
+        assert not old.execute("select 1 from sqlite_master where name like '%skylift%'").fetchall()
+
+
+def test_setup_shows_the_companies_and_keeps_the_target(call, source, tmp_path):
+    target = tmp_path / "elsewhere" / "t.duckdb"
+    target.parent.mkdir()
+
+    assert call("setup", "--product", "DynamicsBCLast", "--source", f"sqlite:///{source}", "--target", f"duckdb:///{target}")[0] == 0
+    assert call("companies", "--mark", COMPANY, "--create")[0] == 0
+    assert call("run")[0] == 0
+
+    assert target.exists()
+    assert not (tmp_path / "home" / "target.duckdb").exists()
+
+
+def test_run_shows_what_each_company_got_and_names_failed_tables(call, ready):
+    with closing(sqlite3.connect(ready)) as database, database:
+        database.execute(f'update {ENTRIES} set Amount = \'not a number\' where "Entry No_" = 7')
+
+    code, out, _ = call("run")
+    assert code == 1
+    assert "Contoso A_S _Nordic_" in out
+    assert "(all companies)" in out
+    assert "failed table" in out
+    assert "not a number" in out
+    code, status, _ = call("status", "--json")
+    assert code == 1
+    assert [table["table_name"] for table in status["tables"] if table["status"] == "Failed"] == [f"G_L Entry${BASE}"]
+
+
+def test_verify_finds_what_was_changed_behind_its_back(call, ready, tmp_path):
+    call("run")
+    with duckdb.connect(str(tmp_path / "home" / "target.duckdb")) as target:
+        target.execute(f'update "{COMPANY}"."G_L Entry${BASE}" set Description = \'forged\' where "Entry No_" = 7')
+
+    code, out, _ = call("verify")
+    assert code == 1
+    assert "(7,): Description" in out
+    code, verified, _ = call("verify", "--json")
+    assert (code, verified["equal"]) == (1, False)
+    [wrong] = [table for table in verified["tables"] if not table["equal"]]
+    assert (wrong["company"], wrong["table"], wrong["different"]) == (COMPANY, f"G_L Entry${BASE}", ["(7,): Description"])
+
+
+def test_a_run_that_is_not_waited_for_is_carried_out_by_whoever_coordinates_next(call, ready, tmp_path):
+    code, run, _ = call("run", "--no-wait", "--json")
+    assert (code, run["status"]) == (0, "InProgress")
+    assert call("run")[0] == 3                                                     # one at a time
+
+    worker = subprocess.Popen([sys.executable, "-m", "skylift", "coordinate"])
+    code, out, _ = call("status", "--watch")
+    worker.terminate()
+
+    assert code == 0
+    assert "UpgradePending: 30 of 30 tables" in out
+    assert worker.wait(20) == 0
+
+
+def test_a_command_waits_for_the_coordinator_that_holds_the_lease(call, ready):
+    worker = subprocess.Popen([sys.executable, "-m", "skylift", "coordinate"])
+    time.sleep(2)
+    try:
+        code, out, _ = call("run", "--json")
+    finally:
+        worker.terminate()
+        worker.wait(20)
+
+    assert code == 0
+    assert out["run"]["status"] == "UpgradePending"
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["setup", "--product", "Navision", "--source", "sqlite:///bc.db"], 2, "'Navision' is not a source product"),
+    (["setup", "--product", "Custom", "--source", "sqlite:///missing.db"], 2, "missing.db cannot be read"),
+    (["setup", "--product", "Custom", "--source", "oracle://x/y"], 2, "'oracle' is not a source that skylift knows"),
+    (["setup", "--product", "Custom", "--source", "Data Source=srv;Password=s3cret"], 2, "Password=***"),
+    (["setup", "--product", "DynamicsGP", "--source", "sqlite:///bc.db"], 2, "cannot read the catalogue of Dynamics GP"),
+    (["setup", "--product", "Custom", "--source", "sqlite:///bc.db", "--target", "duckdb:////proc/t.duckdb"], 2, "/proc/t.duckdb"),
+    (["companies", "--mark", "Nobody"], 2, "the source has no company 'Nobody'"),
+    (["companies", "--create"], 2, "the source has no companies yet"),
+    (["run"], 3, "the migration is not set up"),
+    (["run", "--kind", "half"], 2, "'half' is not one of"),
+    (["upgrade"], 2, "there is no set-up yet"),
+    (["verify"], 2, "no source is connected yet"),
+    (["reset"], 2, "there is no set-up yet"),
+    (["disable"], 2, "there is no set-up yet"),
+    (["complete"], 2, "there is no set-up yet"),
+    (["sample", "bc.db"], 2, "exists already"),
+    (["token", "create", "x", "--role", "king"], 2, "'king' is not one of"),
+    (["token", "revoke", "x"], 2, "'x'"),
+    (["serve", "--host", "203.0.113.1"], 2, "cannot listen on 203.0.113.1"),
+    (["setup", "--product", "Custom", "--source", "sqlite:///bc.db", "--target", "nonsense://x"], 2, "'nonsense' is not a target"),
+])
+def test_bad_input_says_what_is_wrong_and_exits_with_the_code_for_it(call, source, arguments, code, message):
+    exit_code, out, error = call(*arguments)
+
+    assert (exit_code, out) == (code, "")
+    assert message in error.replace("\n", " ")
+    assert "s3cret" not in error
+    assert "Traceback" not in error
+
+
+def test_error_is_a_document_with_json(call, source):
+    code, document, _ = call("setup", "--product", "Navision", "--json")
+
+    assert code == 2
+    assert document["error"]["code"] == "52010"
+    assert "choose one of" in document["error"]["hint"]
+
+
+def test_second_run_without_marked_company_is_refused(call, ready):
+    assert call("companies", "--unmark", COMPANY, "--unmark", "Contoso A_S _Nordic_")[0] == 0
+
+    code, _, error = call("run")
+
+    assert code in (2, 3)
+    assert "company" in error
+
+
+def test_token_is_alone_on_the_last_line_and_kept_by_name_only(call):
+    code, out, _ = call("token", "create", "ci", "--role", "operator")
+    secret = out.splitlines()[-1]
+    assert (code, " " in secret, len(secret) >= 40) == (0, False, True)
+
+    code, document, _ = call("token", "create", "boss", "--role", "administrator", "--json")
+    assert (code, document["role"]) == (0, "administrator")
+    _, listed, _ = call("token", "list")
+    assert "ci" in listed and "operator" in listed and secret not in listed
+    assert call("token", "revoke", "ci")[0] == 0
+    _, tokens, _ = call("token", "list", "--json")
+    assert {token["name"]: token["revoked_at"] is not None for token in tokens} == {"boss": False, "ci": True}
+
+
+def test_status_before_anything_is_set_up(call):
+    code, document, _ = call("status", "--json")
+
+    assert (code, document["state"], document["run"]) == (0, "NotSetUp", None)
+
+
+def test_reset_makes_the_next_run_copy_everything(call, ready):
+    call("run")
+    assert call("reset")[0] == 0
+
+    _, document, _ = call("run", "--json")
+
+    assert {table["mode"] for table in document["tables"]} == {"full"}
+
+
+def test_disable_leaves_the_source_as_it_was_found(call, ready):
+    call("run")
+
+    code, out, _ = call("disable")
+
+    assert (code, "state: Disabled" in out) == (0, True)
+    with closing(sqlite3.connect(ready)) as database:
+        assert not database.execute("select 1 from sqlite_master where name like '%skylift%'").fetchall()
+
+
+def test_interrupted_run_exits_with_130_and_goes_on_with_the_next_command(call, ready, tmp_path):
+    create = subprocess.Popen([sys.executable, "-m", "skylift", "run"], stderr=subprocess.PIPE, text=True)
+    while not call("status", "--json")[1]["tables"]:
+        time.sleep(0.05)
+    create.send_signal(signal.SIGINT)
+    _, error = create.communicate(timeout=30)
+
+    if create.returncode == 130:                                # else it was done already
+        assert "interrupted" in error
+    worker = subprocess.Popen([sys.executable, "-m", "skylift", "coordinate"])
+    code, _, _ = call("status", "--watch")
+    worker.terminate()
+    assert (code, worker.wait(20)) == (0, 0)
+
+
+def test_serve_answers_until_sigterm_and_takes_its_coordinator_along(tmp_path, monkeypatch, call):
+    _, out, _ = call("token", "create", "t", "--role", "reader")
+    server = subprocess.Popen([sys.executable, "-m", "skylift", "serve", "--port", "0"], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    address = server.stdout.readline().split()[1]
+    assert server.stdout.readline().startswith("make a token with: skylift token create")
+    end = time.monotonic() + 20
+    while True:
+        try:
+            answer = httpx.get(f"{address}/companies", headers={"Authorization": f"Bearer {out.splitlines()[-1]}"})
+            break
+        except httpx.TransportError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=True).stdout.split()
+
+    server.terminate()
+
+    assert answer.status_code == 200
+    assert [company["name"] for company in answer.json()["value"]] == ["CRONUS"]
+    assert server.wait(20) == 0
+    assert len(children) >= 2                                   # the worker and the coordinator
+    assert not [child for child in children if os.path.exists(f"/proc/{child}")]
+
+
+def test_serve_refuses_a_port_in_use(call):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, error = call("serve", "--port", taken.getsockname()[1])
+
+    assert (code, "cannot listen on 127.0.0.1" in error) == (2, True)
