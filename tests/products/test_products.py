@@ -5,6 +5,7 @@ import pytest
 
 from skylift.connectors import open_source
 from skylift.errors import SetupError
+from skylift.products import measured
 from skylift.products.registry import PRODUCTS, find_product
 from skylift.sample import BASE, RENTAL, create_sample
 
@@ -133,3 +134,17 @@ def test_product_whose_catalogue_is_unknown_says_what_to_use_instead(sample, pro
 def test_unknown_product_is_refused_with_the_list_of_products():
     with pytest.raises(SetupError, match=r"'Navision' is not a source product \(choose one of DynamicsBC, DynamicsBCLast"):
         find_product("Navision")
+
+
+def test_size_of_a_company_is_measured_at_its_tables(sample):
+    create_sample(sample.with_name("big.db"), companies=2, rows=20_000, tables=1)
+    source = open_source(f"sqlite:///{sample.with_name('big.db')}")
+    found = find_product("DynamicsBCLast").discover(source)
+
+    sizes = [company.estimated_size for company in measured(found, source).companies]
+    source.close()
+
+    total = sum(sizes) * 2**30
+    assert 0.5 < float(total) / sample.with_name("big.db").stat().st_size < 1.5          # uncompressed, eight bytes for every number
+    assert 3.5 < float(sizes[0] / sizes[1]) < 4.5
+    assert [company.estimated_size for company in found.companies] == [0, 0]

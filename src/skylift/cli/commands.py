@@ -222,7 +222,7 @@ def _list_companies(session: Session) -> None:
     found = _companies(session)
     session.table(("company", "display name", "marked", "created", "initialised", "GB"),
                   [(c.name, c.display_name, "yes" if c.replicate else "no", "yes" if c.created else "no", c.init_status,
-                    float(c.estimated_size)) for c in found])
+                    round(float(c.estimated_size), 3)) for c in found])
     session.answer(found)
 
 
@@ -257,7 +257,7 @@ def _report(session: Session, run: Run) -> int:
             (company or "(all companies)", *_sums([table for table in tables if table.company_name == company]))
             for company in sorted({table.company_name for table in tables})])
         session.say(run.details)
-    session.table(("failed table", "error"), [(f"{t.company_name} {t.table_name}".strip(), t.errors) for t in failed] if failed else [])
+    session.table(("failed table", "error"), [(f"{t.company_name} {t.table_name}".strip(), t.errors) for t in failed])
     session.answer({"state": _setup(session).state, "run": run, "tables": tables})
     return FAILED if failed or run.status in (RunStatus.FAILED, RunStatus.UPGRADE_FAILED) else OK
 

@@ -139,10 +139,10 @@ def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
         nonlocal last
         now = time.monotonic()
         tally = Tally.of(tables)
-        if now - last >= LINE_S or run.status not in WORKING:
+        if tables and (now - last >= LINE_S or run.status not in WORKING):
             last = now
             covered = tally.covered_rows / max(1, tally.total_rows)
-            left = f", about {(now - started) * (1 - covered) / covered:,.0f} s left" if 0 < covered < 1 else ""
+            left = f", about {(now - started) * (1 - covered) / covered:,.0f} s left" if 0.05 < covered < 1 else ""
             session.progress.print(f"{run.status}: {tally}, {rate(tally)}{left}", soft_wrap=True)
 
     yield line

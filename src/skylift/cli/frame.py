@@ -57,13 +57,13 @@ class Session:
             print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """A table for people; nothing with --json. Numbers are set to the right."""
-        if self.as_json:
-            return
+        """A table for people, numbers set to the right; nothing with --json or without rows."""
         rows = [list(row) for row in rows]
+        if self.as_json or not rows:
+            return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for n, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if rows and isinstance(rows[0][n], int | float) else "left", overflow="fold")
+            table.add_column(heading, justify="right" if isinstance(rows[0][n], int | float) else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int | float) else str(cell)) for cell in row))
         self._out.print(table)

@@ -22,7 +22,7 @@ from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
 from skylift.model import Setup
-from skylift.products import Catalogue, Product
+from skylift.products import Catalogue, Product, measured
 from skylift.products.naming import same_name
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, SqlServerType, UpgradeStatus
@@ -247,7 +247,7 @@ def check_connection_string(text: str) -> None:
 
 def discover(product: Product, source: Source, target_url: str, mappings: list[Any]) -> tuple[Catalogue, Plan]:
     """What the source holds and how it would be copied. Raises SetupError if a name collides or the target cannot be used."""
-    found = product.discover(source)
+    found = measured(product.discover(source), source)
     target = open_target(target_url)
     try:
         return found, plan(found, mappings, source.tables, target.max_name_bytes)

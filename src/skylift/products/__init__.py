@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Protocol
 from uuid import UUID
@@ -15,7 +15,7 @@ from skylift.model import App, Table
 class FoundCompany:
     name: str                  # SQL-safe name, at most 50 characters: the key
     display_name: str
-    estimated_size: Decimal    # GB
+    estimated_size: Decimal = Decimal(0)    # GB, 0 = not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,16 @@ class Catalogue:
     tables: list[FoundTable]
     apps: list[App]
     version: str               # application version of the source, '' if it has none
+
+
+def measured(catalogue: Catalogue, source: Source) -> Catalogue:
+    """`catalogue` with each company's size as estimated by measuring every table; what only set-up needs (behaviour.md §5.13)."""
+    sizes = dict.fromkeys((company.name for company in catalogue.companies), 0)
+    for found in catalogue.tables:
+        if found.company:
+            sizes[found.company] += source.measure(found.table).size_bytes or 0
+    return replace(catalogue, companies=[replace(company, estimated_size=round(Decimal(sizes[company.name]) / 2**30, 6))
+                                         for company in catalogue.companies])
 
 
 class Product(Protocol):

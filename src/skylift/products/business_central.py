@@ -8,7 +8,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -85,13 +84,7 @@ class BusinessCentral:
         tables = list(_tables(catalogue, {same_name(name): name for name in companies}, {app.id for app in apps}))
         # Without a limit on the length only the names themselves can collide; where the target cuts, plan asks again.
         refuse_collisions((target_name(t.company, t.table_name, 10_000), t.table.name) for t in tables)
-        size_bytes = dict.fromkeys(companies, 0)
-        for found in tables:
-            if found.company:
-                size_bytes[found.company] += found.table.size_bytes or 0
-        return Catalogue(
-            [FoundCompany(name, display, round(Decimal(size_bytes[name]) / 2**30, 6)) for name, display in companies.items()],
-            tables, apps, version)
+        return Catalogue([FoundCompany(name, display) for name, display in companies.items()], tables, apps, version)
 
     def _check_version(self, version: str) -> None:
         head = version.split(".")[0]

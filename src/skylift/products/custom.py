@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
 
 from skylift.connectors import Source
 from skylift.errors import SetupError
@@ -29,5 +28,4 @@ class Custom:
                              hint="rename the database or its file", code="CompanyName")
         found = [FoundTable(company, table.name, table) for table in tables]
         refuse_collisions((target_name(company, table.name, 10_000), table.name) for table in tables)
-        size_bytes = sum(table.size_bytes or 0 for table in tables)
-        return Catalogue([FoundCompany(company, source.name, round(Decimal(size_bytes) / 2**30, 6))], found, [], "")
+        return Catalogue([FoundCompany(company, source.name)], found, [], "")
