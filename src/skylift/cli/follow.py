@@ -22,6 +22,7 @@ from skylift.runs import RunStatus, TableStatus
 
 LOOK_S = 0.25       # between two looks at the store
 LINE_S = 2.0        # between two progress lines where there is no terminal
+TABLE_ROWS = 100    # what a table costs besides its rows, in rows: the size of a table is known only when its turn comes
 ENDED = (TableStatus.SUCCESSFUL, TableStatus.FAILED, TableStatus.WARNING)
 WORKING = (RunStatus.IN_PROGRESS, RunStatus.UPGRADE_IN_PROGRESS)
 T = TypeVar("T")
@@ -90,22 +91,24 @@ def _coordinator(session: Session) -> Iterator[Callable[[], None]]:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How far a run is. `covered_rows` are rows that need no more work; a table that has ended counts whole."""
+    """How far a run is. `done` of `work` is for the bar: rows and tables, where a table that has ended counts whole."""
 
     tables: int
     ended: int
     failed: int
     copied_rows: int
-    covered_rows: int
     total_rows: int
+    done: int
+    work: int
 
     @classmethod
     def of(cls, tables: list[RunTable]) -> Tally:
         ended = [table for table in tables if table.status in ENDED]
-        open_rows = sum(min(table.records_copied, table.total_records) for table in tables if table.status not in ENDED)
+        total_rows = sum(table.total_records for table in tables)
+        done = (sum(table.total_records + TABLE_ROWS for table in ended)
+                + sum(min(table.records_copied, table.total_records) for table in tables if table.status not in ENDED))
         return cls(len(tables), len(ended), sum(table.status is TableStatus.FAILED for table in ended),
-                   sum(table.records_copied for table in tables), open_rows + sum(table.total_records for table in ended),
-                   sum(table.total_records for table in tables))
+                   sum(table.records_copied for table in tables), total_rows, done, total_rows + TABLE_ROWS * len(tables))
 
     def __str__(self) -> str:
         return (f"{self.ended:,} of {self.tables:,} tables" + (f", {self.failed:,} failed" if self.failed else "")
@@ -128,8 +131,7 @@ def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
 
             def draw(run: Run, tables: list[RunTable]) -> None:
                 tally = Tally.of(tables)
-                bar.update(task, description=str(tally), total=tally.total_rows or None, completed=tally.covered_rows,
-                           rate=rate(tally))
+                bar.update(task, description=str(tally), total=tally.work or None, completed=tally.done, rate=rate(tally))
 
             yield draw
         return
@@ -141,8 +143,8 @@ def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
         tally = Tally.of(tables)
         if tables and (now - last >= LINE_S or run.status not in WORKING):
             last = now
-            covered = tally.covered_rows / max(1, tally.total_rows)
-            left = f", about {(now - started) * (1 - covered) / covered:,.0f} s left" if 0.05 < covered < 1 else ""
+            share = tally.done / tally.work
+            left = f", about {(now - started) * (1 - share) / share:,.0f} s left" if 0.05 < share < 1 else ""
             session.progress.print(f"{run.status}: {tally}, {rate(tally)}{left}", soft_wrap=True)
 
     yield line

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from skylift.cli.frame import FAILED, OK, Session, command
-from skylift.engine.verify import TableDifference
+
+if TYPE_CHECKING:
+    from skylift.engine.verify import TableDifference
 
 
 @command("skylift verify --json")
