@@ -47,7 +47,8 @@ def plan(catalogue: Catalogue, mappings: Sequence[TableMapping], source_tables: 
     own = {(table.company, same_name(table.table_name)) for table in catalogue.tables}
     found = [(table.company, table.table_name, table.table) for table in catalogue.tables]
     if any((company, name) not in own for name, per_company in wanted for company in (companies if per_company else [""])):
-        found += [row for row in _elsewhere(companies, source_tables()) if (row[0], same_name(row[1])) not in own
+        planned = {table.table.name for table in catalogue.tables}
+        found += [row for row in _elsewhere(companies, source_tables()) if row[2].name not in planned
                   and (same_name(row[1]), bool(row[0])) in wanted]
     tasks = []
     seen: set[tuple[str, str]] = set()

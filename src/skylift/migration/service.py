@@ -172,7 +172,7 @@ def count_tables(connection: sa.Connection, run_id: str) -> dict[TableStatus, in
     """How many tables of a run have which status."""
     rows = connection.execute(sa.select(run_tables.c.status, sa.func.count()).where(run_tables.c.run_id == run_id)
                               .group_by(run_tables.c.status))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def newest_run(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> Run | None:

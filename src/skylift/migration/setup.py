@@ -209,7 +209,8 @@ class SetupVerbs(Service):
     def _check_complete(self, verb: Verb) -> None:
         verb.permit("complete_cloud_migration")
         product = find_product(verb.row["product_id"])
-        if product.upgrades and verb.state is not MigrationState.UPGRADED:
+        if product.upgrades and verb.state is not MigrationState.UPGRADED and not (
+                verb.state is MigrationState.DISABLED and _all_upgraded(verb.connection)):
             raise StateError("the data has not been upgraded", code="NotUpgraded",
                              hint="replicate, then run the data upgrade (runDataUpgrade), then complete")
         refuse_failed_tables(verb.connection)
@@ -235,6 +236,11 @@ class SetupVerbs(Service):
         """Any row of the status list will do as binding target, but it has to exist (odata.md A2)."""
         if id is not None and connection.execute(sa.select(runs.c.id).where(runs.c.id == id)).first() is None:
             raise NotFound(f"there is no run with the id {id}")
+
+
+def _all_upgraded(connection: sa.Connection) -> bool:
+    statuses = connection.scalars(sa.select(source_companies.c.upgrade_status).where(source_companies.c.replicate)).all()
+    return set(statuses) == {UpgradeStatus.COMPLETED}
 
 
 def check_connection_string(text: str) -> None:

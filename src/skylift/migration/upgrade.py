@@ -77,7 +77,7 @@ def upgrade(service: Service, run: Run, stop: Callable[[], bool], check: Callabl
             source_companies.c.replicate, source_companies.c.upgrade_status != UpgradeStatus.COMPLETED,
             source_companies.c.upgrade_status != UpgradeStatus.NONE).order_by(source_companies.c.name)).all()
         synced: dict[str, int] = dict(connection.execute(sa.select(registry.c.company_name, sa.func.count()).where(
-            registry.c.synced_version > 0).group_by(registry.c.company_name)).tuples().all())
+            registry.c.synced_version > 0).group_by(registry.c.company_name)).all())
     tag = f"{row['product_id']}-{row['source_version']}-Verified"
     target = open_target(service.box.open(row["target_url"]))
     try:

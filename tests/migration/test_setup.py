@@ -1,0 +1,269 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from skylift.errors import Conflict, SetupError, SkyliftError, StateError
+from skylift.migration import Migration
+from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, UpgradeStatus
+from skylift.settings import Settings
+from skylift.store.tables import companies, migration, registry, source_companies
+from tests.migration.lab import ADD_COMPANY, ANY
+
+
+def registered(lab):
+    with lab.store.read() as connection:
+        return {(row.company_name, row.table_name) for row in connection.execute(sa.select(registry))}
+
+
+def test_a_new_environment_has_one_company_of_its_own_and_no_setup(lab):
+    with lab.store.read() as connection:
+        [company] = connection.execute(sa.select(companies)).all()
+
+    assert (company.name, lab.state) == ("CRONUS", MigrationState.NOT_SET_UP)
+    assert (lab.companies, lab.runs) == ([], [])
+    Migration(lab.store, lab.migration.settings)
+    with lab.store.read() as connection:
+        assert connection.execute(sa.select(companies)).all() == [company]
+
+
+def test_setting_up_reads_companies_tables_and_apps(lab):
+    setup = lab.migration.create_setup(lab.values)
+
+    assert setup.state is MigrationState.ENABLED
+    assert [(company.name, company.replicate, company.created) for company in lab.companies] == [
+        ("CRONUS International Ltd_", False, False), ("Contoso A_S _Nordic_", False, False)]
+    assert {company for company, _ in registered(lab)} == {"", "CRONUS International Ltd_", "Contoso A_S _Nordic_"}
+    [run] = lab.runs
+    assert (run.status, run.source, run.ended_at) == (RunStatus.COMPLETED, "Dynamics 365 Business Central earlier versions", run.started_at)
+    assert run.run_id == run.run_id.upper()
+    assert run.details == f"The migration has been set up: 2 companies and {len(registered(lab))} tables were found."
+
+
+def test_the_source_is_known_from_then_on_and_never_shown(lab):
+    lab.source = lab.source.rename(lab.source.with_name("geheim.db"))
+    setup = lab.migration.create_setup(lab.values)
+
+    assert lab.setup == replace(setup, sql_connection_string="")
+    lab.migration.change_setup(setup.id, {}, ANY)
+    assert b"geheim" not in Path(lab.migration.settings.store.removeprefix("sqlite:///")).read_bytes()
+    assert "geheim" not in repr(lab.events) + repr(lab.runs) + repr(lab.setup)
+
+
+def test_without_a_runtime_name_a_self_hosted_source_gets_an_agent_always_the_same(lab):
+    asked = {"product_id": "DynamicsBCLast"}
+    first = lab.migration.create_setup(asked)
+    again = lab.migration.change_setup(first.id, {"sql_connection_string": lab.values["sql_connection_string"]}, ANY)
+
+    assert first.runtime_name and len(first.runtime_key) >= 32
+    assert (again.runtime_name, again.runtime_key) == (first.runtime_name, first.runtime_key)
+    assert (first.state, again.state, lab.companies) == (MigrationState.AWAITING_AGENT, MigrationState.AWAITING_AGENT, [])
+    assert (lab.setup.runtime_name, lab.setup.runtime_key) == ("", "")
+
+
+def test_the_runtime_name_sent_back_connects_with_what_was_stored(lab):
+    first = lab.migration.create_setup({**lab.values, "sql_server_type": SqlServerType.SQL_SERVER})
+    assert first.state is MigrationState.AWAITING_AGENT
+
+    with pytest.raises(SetupError, match="there is no integration runtime 'other'"):
+        lab.migration.change_setup(first.id, {"runtime_name": "other"}, ANY)
+    assert lab.migration.change_setup(first.id, {"runtime_name": first.runtime_name}, ANY).state is MigrationState.ENABLED
+
+
+def test_an_installed_runtime_connects_too(lab):
+    first = lab.migration.create_setup({**lab.values, "sql_server_type": SqlServerType.SQL_SERVER})
+
+    lab.migration.installed_integration_runtime(first.id)
+
+    assert lab.state is MigrationState.ENABLED
+
+
+def test_an_installed_runtime_without_a_source_says_what_is_missing(lab):
+    first = lab.migration.create_setup({"product_id": "Custom"})
+
+    with pytest.raises(SetupError, match="sqlConnectionString is missing"):
+        lab.migration.installed_integration_runtime(first.id)
+
+
+@pytest.mark.parametrize("values, code, message", [
+    ({"product_id": ""}, "52010", "productId is missing"),
+    ({"product_id": "DynamicsAX"}, "52010", "'DynamicsAX' is not a source product"),
+    ({"product_id": "DynamicsBC"}, "50018", "the source has version 25"),
+    ({"product_id": "DynamicsGP"}, "50018", "cannot read the catalogue"),
+    ({"sql_connection_string": ""}, "52072", "sqlConnectionString is missing"),
+    ({"sql_connection_string": "Data Source=srv;Initial Catalog=bc;User Id=sa;Password=geheim"}, "52072",
+     "'Data Source=srv;Initial Catalog=bc;User Id=sa;Password=***' is a SQL Server connection string"),
+    ({"sql_connection_string": "bc.db"}, "SetupError", "the connection string is not a URL"),
+    ({"sql_connection_string": "oracle://sa:geheim@srv/bc"}, "SetupError", "'oracle' is not a source that skylift knows"),
+    ({"sql_connection_string": "sqlite:////nowhere/bc.db"}, "SetupError", "cannot be read"),
+])
+def test_a_setup_that_cannot_work_is_refused_and_nothing_is_kept(lab, values, code, message):
+    before = lab.dump()
+
+    with pytest.raises(SetupError) as raised:
+        lab.migration.create_setup({**lab.values, **values})
+
+    assert raised.value.code == code and message in raised.value.message
+    assert raised.value.hint and "geheim" not in str(raised.value)
+    assert lab.dump() == before
+
+
+def test_a_target_that_cannot_be_written_is_told_at_set_up(lab):
+    lab.migration.settings.home.joinpath("target.duckdb").write_text("this is no DuckDB file" * 100)
+
+    with pytest.raises(SetupError, match=r"target\.duckdb cannot be written"):
+        lab.migration.create_setup(lab.values)
+    assert lab.state is MigrationState.NOT_SET_UP
+
+
+def test_a_source_company_named_as_the_environments_own_is_told_at_set_up(lab):
+    lab.in_source("update Company set Name = 'Cronus' where Name like 'CRONUS%'")
+
+    with pytest.raises(SetupError, match="the source's company 'Cronus' has the name of the environment's own company 'CRONUS'"):
+        lab.migration.create_setup(lab.values)
+    assert lab.companies == []
+
+
+def test_set_up_a_second_time_is_refused_and_changing_it_reads_the_source_again(ready):
+    with pytest.raises(StateError, match="the migration is set up already"):
+        ready.migration.create_setup(ready.values)
+    ready.in_source("delete from Company where Name like 'Contoso%'",
+                    ADD_COMPANY)
+
+    changed = ready.migration.change_setup(ready.setup.id, {}, ANY)
+
+    assert changed.state is MigrationState.READY
+    assert [(company.name, company.replicate, company.created) for company in ready.companies] == [
+        ("CRONUS International Ltd_", True, True), ("Contoso A_S _Nordic_", False, True), ("New", False, False)]
+
+
+def test_somebody_elses_change_is_a_conflict_and_changes_nothing(ready):
+    before = ready.dump()
+
+    def stale(row):
+        raise Conflict("changed")
+
+    with pytest.raises(Conflict):
+        ready.migration.change_setup(ready.setup.id, {}, stale)
+    with pytest.raises(Conflict):
+        ready.migration.change_company(ready.companies[0].id, {"replicate": False}, stale)
+    assert ready.dump() == before
+
+
+def test_the_product_cannot_be_changed_once_a_company_is_upgraded(ready):
+    with ready.store.write() as connection:
+        connection.execute(source_companies.update().values(upgrade_status=UpgradeStatus.COMPLETED))
+
+    with pytest.raises(StateError, match="already upgraded are CRONUS International Ltd_, Contoso"):
+        ready.migration.change_setup(ready.setup.id, {"product_id": "Custom"}, ANY)
+
+
+def target_of(lab):
+    with lab.store.read() as connection:
+        return lab.migration.box.open(connection.scalar(sa.select(migration.c.target_url)))
+
+
+def test_the_target_stays_unless_a_process_is_told_another_one(ready, tmp_path):
+    settings = ready.migration.settings
+    elsewhere = f"duckdb:///{tmp_path}/other.duckdb"
+    assert target_of(ready) == settings.target
+
+    Migration(ready.store, Settings(home=settings.home, target=elsewhere)).change_setup(ready.setup.id, {}, ANY)
+    assert target_of(ready) == elsewhere
+    ready.migration.change_setup(ready.setup.id, {}, ANY)
+    assert target_of(ready) == elsewhere
+
+
+def test_completing_the_set_up_adds_the_default_mappings_once_and_creates_companies(lab):
+    setup = lab.migration.create_setup(lab.values)
+    lab.migration.change_company(lab.companies[0].id, {"replicate": True}, ANY)
+    lab.migration.complete_setup(setup.id)
+    assert (lab.state, len(lab.mappings)) == (MigrationState.CREATING_COMPANIES, 1)
+
+    lab.work()
+    lab.migration.complete_setup(setup.id)
+
+    assert (lab.state, len(lab.mappings)) == (MigrationState.READY, 1)
+    assert [company.created for company in lab.companies] == [True, False]
+
+
+def triggers(lab):
+    return lab.in_source("select count(*) from sqlite_schema where name like '\\_skylift%' escape '\\'")[0][0][0]
+
+
+def test_disabling_removes_what_was_installed_in_the_source_and_twice_is_once(ready):
+    ready.run()
+    assert triggers(ready)
+
+    ready.migration.disable_replication(ready.runs[0].id)
+    after = ready.dump()
+    ready.migration.disable_replication()
+
+    assert (ready.state, triggers(ready)) == (MigrationState.DISABLED, 0)
+    assert ready.runs[0].details == "The migration has been disabled."
+    assert ready.dump() == after
+
+
+def test_disabling_without_a_source_says_what_was_left_there(ready):
+    ready.source.unlink()
+
+    ready.migration.disable_replication()
+
+    assert ready.state is MigrationState.DISABLED
+    assert "What skylift installed in the source could not be removed: SQLite file" in ready.runs[0].details
+
+
+def test_a_disabled_migration_that_is_set_up_again_goes_on(ready):
+    ready.run()
+    ready.migration.disable_replication()
+    ready.migration.change_setup(ready.setup.id, {}, ANY)
+    assert ready.state is MigrationState.ENABLED
+    ready.migration.complete_setup(ready.setup.id)
+
+    assert ready.run().status is RunStatus.UPGRADE_PENDING
+
+
+def test_completing_asks_for_the_upgrade_and_for_tables_without_failure(ready):
+    ready.run()
+    with pytest.raises(StateError, match="the data upgrade is pending"):
+        ready.migration.complete_cloud_migration()
+    ready.migration.run_data_upgrade()
+    ready.work()
+
+    ready.migration.complete_cloud_migration(ready.runs[0].id)
+    after = ready.dump()
+    ready.migration.complete_cloud_migration()
+
+    assert (ready.state, triggers(ready), ready.dump()) == (MigrationState.DISABLED, 0, after)
+    assert ready.runs[0].details == "The cloud migration has been completed."
+
+
+def test_completing_with_a_failed_table_is_refused(ready):
+    setup = ready.migration.change_setup(ready.setup.id, {"product_id": "Custom"}, ANY)
+    [company] = [company for company in ready.companies if company.name == "bc"]
+    ready.migration.change_company(company.id, {"replicate": True}, ANY)
+    for other in ready.companies:
+        ready.migration.change_company(other.id, {"replicate": other.name == "bc"}, ANY)
+    ready.migration.complete_setup(setup.id)
+    ready.work()
+    ready.run()
+    ready.in_source('alter table "Company" add column extra')
+    ready.run()
+
+    with pytest.raises(StateError, match="1 tables have failed: bc Company"):
+        ready.migration.complete_cloud_migration()
+    ready.run(kind=ReplicationType.FULL)
+    ready.migration.complete_cloud_migration()
+
+
+def test_completing_without_a_source_fails_and_leaves_the_migration_as_it_is(ready, monkeypatch):
+    monkeypatch.setattr("skylift.migration.setup.RETRY_S", 0)
+    ready.run()
+    ready.migration.run_data_upgrade()
+    ready.work()
+    ready.source.unlink()
+
+    with pytest.raises(SkyliftError, match="cannot be read"):
+        ready.migration.complete_cloud_migration()
+    assert ready.state is MigrationState.UPGRADED

@@ -1,0 +1,148 @@
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+import skylift.store
+from skylift.errors import SetupError
+from skylift.model import Run, SourceCompany
+from skylift.runs import CompanyInit, ReplicationType, RunStatus
+from skylift.store import SCHEMA, open_store, to_row
+from skylift.store.tables import events, metadata, run_tables, runs, source_companies
+
+
+@pytest.fixture
+def store(store_url):
+    store = open_store(store_url)
+    yield store
+    store.close()
+
+
+def run_row(**values):
+    started = datetime(2026, 7, 1, tzinfo=UTC)
+    return asdict(Run(uuid4(), str(uuid4()), started, None, ReplicationType.FULL, RunStatus.COMPLETED, "", "")) | values
+
+
+def insert_run(connection, **values):
+    row = run_row(**values)
+    connection.execute(runs.insert().values({name: row[name] for name in row if name in runs.c}))
+
+
+def test_the_schema_that_the_migrations_make_is_that_of_the_tables(store):
+    with store.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata) == []
+    assert ScriptDirectory(str(Path(skylift.store.__file__).with_name("migrations"))).get_heads() == [SCHEMA]
+
+
+def test_processes_that_open_a_new_store_at_once_make_it_once(store_url):
+    code = "import sys; from skylift.store import open_store; open_store(sys.argv[1]).close()"
+    children = [subprocess.Popen([sys.executable, "-c", code, store_url], stderr=subprocess.PIPE) for _ in range(2)]
+
+    assert [(child.communicate()[1], child.returncode) for child in children] == [(b"", 0)] * 2
+
+
+def test_a_store_written_by_a_newer_skylift_is_refused(store, store_url):
+    with store.write() as connection:
+        connection.execute(sa.text("update alembic_version set version_num = '9999'"))
+
+    with pytest.raises(SetupError, match="the store has schema 9999, this skylift knows"):
+        open_store(store_url)
+
+
+def test_a_row_comes_out_as_it_went_in(store):
+    company = SourceCompany(uuid4(), "CRONUS 'Ünï' \\ % _", "日本\U0001f600", True, Decimal("1234.567891"),
+                            init_status=CompanyInit.INITIALIZED)
+    started = datetime(1, 1, 1, 0, 0, 0, 7, UTC)
+    with store.write() as connection:
+        connection.execute(source_companies.insert().values(**asdict(company)))
+        insert_run(connection, started_at=started, ended_at=datetime(2026, 7, 1, 14, tzinfo=timezone(timedelta(hours=2))))
+
+    with store.read() as connection:
+        assert to_row(SourceCompany, connection.execute(sa.select(source_companies)).mappings().one()) == company
+        run = to_row(Run, connection.execute(sa.select(runs)).mappings().one())
+    assert (run.started_at, run.ended_at) == (started, datetime(2026, 7, 1, 12, tzinfo=UTC))
+    assert run.ended_at.tzinfo is UTC and type(run.status) is RunStatus and type(run.id) is UUID
+
+
+def test_text_sorts_by_code_point(store):
+    with store.write() as connection:
+        for name in ("b", "B", "ä", "a", "_"):
+            connection.execute(source_companies.insert().values(id=uuid4(), name=name, display_name=""))
+
+    with store.read() as connection:
+        assert connection.scalars(sa.select(source_companies.c.name).order_by(source_companies.c.name)).all() == ["B", "_", "a", "b", "ä"]
+
+
+def test_a_transaction_that_raises_leaves_nothing(store):
+    with pytest.raises(ZeroDivisionError), store.write() as connection:
+        insert_run(connection)
+        raise ZeroDivisionError
+
+    with store.read() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(runs)) == 0
+
+
+def test_a_reader_sees_what_was_committed_while_a_writer_is_at_work(store):
+    with store.write() as connection:
+        insert_run(connection)
+        with store.read() as reader:
+            assert reader.scalar(sa.select(sa.func.count()).select_from(runs)) == 0
+
+
+def test_events_are_numbered_in_the_order_in_which_they_happen(store):
+    for n in range(3):
+        with store.write() as connection:
+            connection.execute(events.insert().values(at=datetime.now(UTC), event=str(n)))
+
+    with store.read() as connection:
+        assert connection.scalars(sa.select(events.c.event).order_by(events.c.id)).all() == ["0", "1", "2"]
+
+
+def test_counting_a_runs_tables_and_finding_the_newest_run_read_indexes_only(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path}/store.sqlite")
+
+    def plan(query) -> str:
+        with store.read() as connection:
+            text = query.compile(connection, compile_kwargs={"literal_binds": True})
+            return " ".join(row[3] for row in connection.exec_driver_sql(f"explain query plan {text}"))
+
+    counts = sa.select(run_tables.c.status, sa.func.count()).where(run_tables.c.run_id == "x").group_by(run_tables.c.status)
+    assert "COVERING INDEX ix_run_tables_run_id_status" in plan(counts)
+    assert "COVERING INDEX ix_runs_started_at_id" in plan(sa.select(runs.c.id).order_by(runs.c.started_at.desc()).limit(1))
+    store.close()
+
+
+@pytest.mark.parametrize("url, message", [
+    ("store.sqlite", "store 'store.sqlite' is not a URL"),
+    ("mysql://root:geheim@host/db", r"a store is not kept at 'mysql://root:\*\*\*@host/db'"),
+    ("sqlite://", "a store is not kept at 'sqlite://'"),
+    ("postgresql://skylift:geheim@127.0.0.1:1/db", r"store postgresql://skylift:\*\*\*@127.0.0.1:1/db cannot be opened"),
+])
+def test_a_url_that_names_no_store_is_told_without_its_password(url, message):
+    with pytest.raises(SetupError, match=message) as raised:
+        open_store(url)
+
+    assert "geheim" not in str(raised.value)
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path):
+    (tmp_path / "store.sqlite").write_text("Dear diary, " * 1000)
+
+    with pytest.raises(SetupError, match="not a database"):
+        open_store(f"sqlite:///{tmp_path}/store.sqlite")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(SetupError, match=r"the folder of the store .* cannot be made"):
+        open_store(f"sqlite:///{tmp_path}/file/home/store.sqlite")
