@@ -21,7 +21,7 @@ from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
 from skylift.model import Digest, Table, TargetName, Watermark
 
-MEMORY = "200MB"                  # DuckDB's own buffers; above it DuckDB spills beside the file
+MEMORY = "150MB"                  # DuckDB's own buffers; above it DuckDB spills beside the file
 READ_ROWS = 16_384
 
 # What decides the speed here (measured, 1 M rows x 53 columns, two workers; docs/architecture.md):

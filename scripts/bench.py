@@ -1,0 +1,214 @@
+"""Measures skylift beside its peers and limits in one run, prints the table and writes docs/benchmarks.md. Called by scripts/bench.
+
+Every figure is taken in a process of its own, which has done its imports when its clock starts (the JIT's first loading counts);
+contenders take turns, and the median counts. Ratios are claims; seconds belong to the machine that the page names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+ENTRIES = "G_L Entry$437dbf0e-84ff-417a-965d-ed2bb9650972"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the table that is copied (default 1000000)")
+    parser.add_argument("--large", type=int, default=10_000_000, help="rows for the memory measurement; 0 leaves it out")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each contender, taking turns (default 3)")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="skylift-bench-", dir=os.environ.get("TMPDIR")))
+    try:
+        lines = [*full(folder, options.rows, options.runs), *incremental(folder, options.rows, options.runs),
+                 *small(folder, options.runs), *api()]
+        if options.large:
+            lines += large(folder, options.large)
+    finally:
+        shutil.rmtree(folder)
+    write(lines)
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def full(folder: Path, rows: int, runs: int) -> list[tuple[str, ...]]:
+    source = make(folder / "one.db", rows)
+    contenders = ("peer", "verified", "unverified")
+    taken: dict[str, list[dict]] = {name: [] for name in contenders}
+    for name in contenders * runs:
+        taken[name].append(measure("copy", name, source, folder / f"{name}.duckdb"))
+    peer, verified, unverified = (statistics.median(t["seconds"] for t in taken[name]) for name in contenders)
+    memory = max(t["memory_mb"] for t in taken["verified"])
+    return [(f"SQLite → DuckDB, {rows:,} rows × 53 columns, verified, against the unverified 30-line pipeline", f"{verified:.2f} s",
+             f"{peer:.2f} s", f"{peer / verified:.2f} ×", "≥ 0.8 ×"),
+            ("the same without verification", f"{unverified:.2f} s", f"{peer:.2f} s", f"{peer / unverified:.2f} ×", "–"),
+            ("verification (hash, read back, compare) as a part of the copy", f"{verified - unverified:.2f} s", f"{unverified:.2f} s",
+             f"{(verified - unverified) / unverified:.0%}", "≤ 25 %"),
+            (f"peak memory at {rows:,} rows", f"{memory:.0f} MB", "–", "–", "≤ 600 MB")]
+
+
+def large(folder: Path, rows: int) -> list[tuple[str, ...]]:
+    source = make(folder / "large.db", rows)
+    taken = measure("copy", "verified", source, folder / "large.duckdb")
+    return [(f"peak memory at {rows:,} rows (copied in {taken['seconds']:.0f} s, {rows / taken['seconds']:,.0f} rows/s, verified)",
+             f"{taken['memory_mb']:.0f} MB", "–", "–", "≤ 600 MB")]
+
+
+def incremental(folder: Path, rows: int, runs: int) -> list[tuple[str, ...]]:
+    from skylift.sample import change_sample
+    source, target = folder / "one.db", folder / "verified.duckdb"
+    whole = measure("copy", "verified", source, target)["seconds"]
+    seconds = []
+    for run in range(runs):
+        moved = change_sample(source, rows // 1000, seed=run)
+        seconds.append(measure("copy", "incremental", source, target)["seconds"])
+    deleted = sum(counts[2] for counts in moved.values())
+    again = statistics.median(seconds)
+    return [(f"run after 0.1 % of the rows changed ({deleted} of the last {rows // 1000:,} were deletes), against the full run",
+             f"{again:.3f} s", f"{whole:.2f} s", f"{again / whole:.1%}", "≤ 3 %")]
+
+
+def small(folder: Path, runs: int) -> list[tuple[str, ...]]:
+    import sqlite3
+    source = folder / "small.db"
+    with sqlite3.connect(source) as connection:
+        for i in range(2_000):
+            connection.execute(f"create table t{i} (id integer primary key, name nvarchartext(50), amount decimaltext(38,20))")
+            connection.executemany(f"insert into t{i} values (?, ?, ?)", [(j, f"row {j}", f"{j}.00000000000000000001") for j in range(20)])
+    connection.close()
+    seconds = statistics.median(measure("copy", "all", source, folder / "small.duckdb")["seconds"] for _ in range(runs))
+    return [("2,000 tables × 20 rows, verified, with change log set up", f"{seconds / 2_000 * 1000:.2f} ms a table", "–", "–", "≤ 5 ms")]
+
+
+def api() -> list[tuple[str, ...]]:
+    few, many = (measure("api", str(tables)) for tables in (1_000, 1_000_000))
+    return [("GET cloudMigrationStatus?$orderby=startTime desc&$top=1 with 1,000,000 detail rows, against 1,000 (median of 300)",
+             f"{many['ms']:.2f} ms", f"{few['ms']:.2f} ms", f"{many['ms'] / few['ms']:.2f} ×", "the same")]
+
+
+def make(path: Path, rows: int) -> Path:
+    from skylift.sample import create_sample
+    print(f"making {path.name}: {rows:,} rows", file=sys.stderr, flush=True)
+    create_sample(path, companies=1, rows=rows, tables=12)
+    return path
+
+
+def measure(*arguments: str | Path) -> dict:
+    done = subprocess.run([sys.executable, __file__, "--child", *map(str, arguments)], stdout=subprocess.PIPE, check=True, text=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    print("  ", *(Path(a).name for a in map(str, arguments)), result, file=sys.stderr, flush=True)
+    return result
+
+
+# ------------------------------------------------------------------ one measurement, in a process of its own
+
+
+def copy(kind: str, source: str, target: str) -> dict:
+    from bench_peer import pipeline
+
+    from skylift.connectors import open_source, open_target
+    from skylift.engine.pool import copy_tables
+    from skylift.model import CopyTask, TargetName
+    from skylift.runs import TableStatus
+    if kind != "incremental":
+        for leftover in Path(target).parent.glob(Path(target).name + "*"):
+            leftover.unlink()
+    begun = time.perf_counter()
+    if kind == "peer":
+        pipeline(source, f"CRONUS International Ltd_${ENTRIES}", "Entry No_", target)
+    else:
+        reader, writer = open_source(f"sqlite:///{source}"), open_target(f"duckdb:///{target}")
+        tables = [t for t in reader.tables() if kind == "all" or t.name.endswith(f"${ENTRIES}")]
+        tasks = [CopyTask("", t.name, t, TargetName("", t.name)) for t in tables]
+        for progress in copy_tables(tasks, reader, writer, copy_id=uuid.uuid4().hex, consumer="bench", workers=2,
+                                    verify=kind != "unverified"):
+            assert progress.status is not TableStatus.FAILED, progress.error
+            assert kind != "incremental" or progress.mode == "incremental", progress
+        writer.close()
+        reader.close()
+    return {"seconds": time.perf_counter() - begun, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def status(details: str) -> dict:
+    """Median milliseconds of the newest-run query through the whole application, over runs of 1,000 tables each."""
+    import httpx
+    from skylift.app import create_app
+
+    from skylift.migration import Migration
+    from skylift.settings import load_settings
+    from skylift.store import open_store, tables
+    with tempfile.TemporaryDirectory() as home:
+        settings = load_settings({"home": home})
+        store = open_store(settings.store)
+        secret = Migration(store, settings).create_token("bench", "reader")
+        now = datetime.now(UTC)
+        with store.engine.begin() as connection:
+            for run in range(int(details) // 1_000):
+                run_id = uuid.uuid4().hex
+                connection.execute(tables.runs.insert(), {
+                    "id": uuid.uuid4(), "run_id": run_id, "started_at": now + timedelta(minutes=run), "ended_at": None,
+                    "replication_type": "Normal", "status": "Completed", "source": "bench", "details": ""})
+                connection.execute(tables.run_tables.insert(), [
+                    {"id": uuid.uuid4(), "run_id": run_id, "company_name": "", "table_name": f"t{t}", "status": "Successful"}
+                    for t in range(1_000)])
+        store.close()
+
+        async def ask() -> list[float]:
+            app = create_app(settings)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bench",
+                                         headers={"Authorization": f"Bearer {secret}"}) as client, app.router.lifespan_context(app):
+                taken = []
+                for _ in range(350):
+                    begun = time.perf_counter()
+                    answer = await client.get("/BC/api/microsoft/cloudMigration/v1.0/companies(name='CRONUS')/cloudMigrationStatus"
+                                              "?$orderby=startTime desc&$top=1")
+                    taken.append(time.perf_counter() - begun)
+                    assert answer.json()["value"][0]["tablesSuccessful"] == 1_000, answer.text
+                return taken[50:]
+        return {"ms": statistics.median(asyncio.run(ask())) * 1000}
+
+
+# ------------------------------------------------------------------ the page
+
+
+def write(lines: list[tuple[str, ...]]) -> None:
+    head = ("what", "skylift", "peer or limit", "ratio", "to reach")
+    table = ["| " + " | ".join(line) + " |" for line in (head, ("---",) * 5, *lines)]
+    machine = f"{cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    print("\n".join(table))
+    (ROOT / "docs" / "benchmarks.md").write_text(
+        "# Benchmarks\n\nWritten by `scripts/bench`; medians of interleaved runs, each in a process of its own. Ratios are claims; "
+        f"seconds belong to this machine: {machine}; {datetime.now(UTC):%Y-%m-%d}.\n\n" + "\n".join(table) + "\n\n"
+        "The 30-line pipeline is `scripts/bench_peer.py`: the same drivers, two threads, the same DuckDB settings, no ledger, no hash, "
+        "no change log, nothing read back. skylift's figures contain all of that.\n")
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+CHILDREN: dict[str, Callable[..., dict]] = {"copy": copy, "api": status}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        sys.stdout.reconfigure(line_buffering=True)
+        print(json.dumps(CHILDREN[sys.argv[2]](*sys.argv[3:])))
+    else:
+        main()
