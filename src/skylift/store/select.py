@@ -124,6 +124,7 @@ class _Compiler:
         same: list[Any] = []
         for order, value in zip(orders, values, strict=True):
             by = self.compile(order.by)
+            value = sa.literal(value, by.type)
             sides.append(by <= value if order.descending else by >= value)
             behind.append(sa.and_(*same, by < value if order.descending else by > value))
             same.append(by == value)

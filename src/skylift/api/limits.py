@@ -1,0 +1,66 @@
+"""What one user may ask of the service: requests per five minutes, and how many at once. Source: odata.md X3."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from skylift.api.errors import ODataError
+
+REQUESTS, WINDOW_S = 6000, 300.0
+RUNNING, QUEUED, PATIENCE_S = 5, 95, 480.0
+
+
+@dataclass
+class _User:
+    running: asyncio.Semaphore
+    times: deque[float] = field(default_factory=deque)       # of the requests in the window
+    queued: int = 0
+
+
+class Limits:
+    """Lets requests through, in order, or refuses them with 429 or 503 and Retry-After. For one event loop."""
+
+    def __init__(self, *, requests: int = REQUESTS, window_s: float = WINDOW_S, running: int = RUNNING, queued: int = QUEUED,
+                 patience_s: float = PATIENCE_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self.requests, self.window_s, self.running, self.queued, self.patience_s = requests, window_s, running, queued, patience_s
+        self.clock = clock
+        self._users: dict[str, _User] = {}
+
+    @asynccontextmanager
+    async def turn(self, name: str) -> AsyncIterator[None]:
+        """The time in which one request of user `name` runs. Raises ODataError 429 (too many, queue full) or 503 (waited too long)."""
+        user = self._users.setdefault(name, _User(asyncio.Semaphore(self.running)))
+        self._admit(user)
+        if user.running.locked() and user.queued >= self.queued:
+            raise _too_many("More requests are waiting than the queue takes.", 1)
+        user.queued += 1
+        try:
+            await asyncio.wait_for(user.running.acquire(), self.patience_s)
+        except TimeoutError:
+            raise ODataError(503, "Internal_TenantUnavailable", "The request has waited too long for its turn.",
+                             {"Retry-After": "1"}) from None
+        finally:
+            user.queued -= 1
+        try:
+            yield
+        finally:
+            user.running.release()
+
+    def _admit(self, user: _User) -> None:
+        now = self.clock()
+        while user.times and user.times[0] <= now - self.window_s:
+            user.times.popleft()
+        if len(user.times) >= self.requests:
+            raise _too_many(f"More than {self.requests} requests in {self.window_s:.0f} seconds.",
+                            math.ceil(user.times[0] + self.window_s - now))
+        user.times.append(now)
+
+
+def _too_many(message: str, retry_after_s: int) -> ODataError:
+    return ODataError(429, "Application_TooManyRequests", message, {"Retry-After": str(max(1, retry_after_s))})

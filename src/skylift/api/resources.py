@@ -1,0 +1,302 @@
+"""Every entity set, property, navigation and bound action of the Cloud Migration API v1.0, declared once.
+
+Routes, JSON, $metadata, filters, 405s and docs/reference.md follow from these tables. Source: odata.md §2 (M2-M4),
+behaviour.md §2 and §3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from skylift.api.errors import not_implemented
+from skylift.migration import Migration
+from skylift.model import Company, ProductType, Run, RunTable, Setup, SourceCompany, Subscription, TableMapping
+from skylift.runs import (
+    CompanyInit,
+    CompanySetupStatus,
+    ReplicationType,
+    RunStatus,
+    SqlServerType,
+    TableMappingType,
+    TableStatus,
+)
+
+Verb = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One property; `values` are those of an option (Edm.String) or of an enum (any other type without a dot)."""
+
+    name: str
+    edm: str
+    attribute: str
+    max_length: int | None = None
+    values: type[StrEnum] | None = None
+    writable: bool = False
+    secret: bool = False             # answered to the write that sets it, empty afterwards (W8)
+
+    @property
+    def is_collection(self) -> bool:
+        return self.edm.startswith("Collection(")
+
+
+@dataclass(frozen=True, slots=True)
+class Navigation:
+    name: str
+    target: str                      # entity set
+    many: bool = True
+    on: tuple[str, str] | None = None    # attribute here = attribute there; None = all rows (C3)
+    path: str = ""                   # name of a single-valued way in a Query (store/select.py)
+    partner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    name: str
+    verb: Verb                       # of Migration, called with the bound row's id
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class EntitySet:
+    """An entity set and its type. `create`, `change` and `delete` are methods of Migration; None = not allowed (405)."""
+
+    name: str
+    entity: str
+    row: type
+    about: str
+    properties: tuple[Property, ...]     # the key first
+    order: tuple[str, ...] = ()          # attributes, '-' before one for descending; the key breaks ties (Q2)
+    navigations: tuple[Navigation, ...] = ()
+    actions: tuple[Action, ...] = ()
+    create: Verb | None = None
+    change: Verb | None = None
+    delete: Verb | None = None
+    in_company: bool = True
+    administrator: bool = False          # writes and actions are set-up (N4)
+    aliases: tuple[str, ...] = ()        # the generated documentation's misspelling (U5)
+
+    @property
+    def key(self) -> Property:
+        return self.properties[0]
+
+    def find_property(self, name: str) -> Property | None:
+        return next((p for p in self.properties if p.name == name), None)
+
+    def find_navigation(self, name: str) -> Navigation | None:
+        return next((n for n in self.navigations if n.name == name), None)
+
+    def methods(self, single: bool) -> tuple[str, ...]:
+        """HTTP methods of one entity (`single`) or of the set."""
+        writes = (("PATCH", self.change), ("DELETE", self.delete)) if single else (("POST", self.create),)
+        return ("GET", "HEAD", "OPTIONS", *(method for method, verb in writes if verb))
+
+
+@dataclass(frozen=True, slots=True)
+class EntityDefinition:
+    """What entityDefinitions says of one type: names and English captions."""
+
+    name: str
+    set_name: str
+    captions: tuple[dict[str, Any], ...]
+    set_captions: tuple[dict[str, Any], ...]
+    properties: tuple[dict[str, Any], ...]
+    actions: tuple[dict[str, Any], ...]
+    enum_members: tuple[dict[str, Any], ...]
+
+
+GUID, STRING, TIME, INT, FLAG, DECIMAL = (
+    "Edm.Guid", "Edm.String", "Edm.DateTimeOffset", "Edm.Int32", "Edm.Boolean", "Edm.Decimal")
+
+_AUDIT = (
+    Property("systemCreatedAt",  TIME, "created_at"),
+    Property("systemCreatedBy",  GUID, "created_by"),
+    Property("systemModifiedAt", TIME, "modified_at"),
+    Property("systemModifiedBy", GUID, "modified_by"),
+)
+
+SOURCE_COMPANIES = EntitySet(
+    "cloudMigrationCompanies", "cloudMigrationCompany", SourceCompany,
+    "The companies found in the source. Those with `replicate` take part in the next runs.",
+    properties=(
+        #        property                        type     attribute         length
+        Property("id",                          GUID,    "id"),
+        Property("name",                        STRING,  "name",            50),
+        Property("replicate",                   FLAG,    "replicate",       writable=True),
+        Property("displayName",                 STRING,  "display_name",    250),
+        Property("estimatedSize",               DECIMAL, "estimated_size"),
+        Property("status",                      "companySetupStatus", "status", values=CompanySetupStatus),
+        Property("created",                     FLAG,    "created"),
+        Property("companyInitializationStatus", STRING,  "init_status",     values=CompanyInit),
+        Property("companyInitializationError",  STRING,  "init_error"),
+    ),
+    order=("name",),
+    actions=(
+        Action("createCompaniesMarkedForReplication", Migration.create_companies, "Create every marked company in the target."),
+        Action("initializeCompany", Migration.initialize_company, "Initialise this company."),
+    ),
+    change=Migration.change_company,
+    aliases=("cloudMigrationCompanys",),
+)
+
+RUNS = EntitySet(
+    "cloudMigrationStatus", "cloudMigrationStatus", Run,
+    "One row per replication run and per life-cycle event (set-up done, disabled, completed), newest first.",
+    properties=(
+        Property("id",               GUID,   "id"),
+        Property("runId",            STRING, "run_id",            50),
+        Property("startTime",        TIME,   "started_at"),
+        Property("endTime",          TIME,   "ended_at"),
+        Property("replicationType",  STRING, "replication_type",  values=ReplicationType),
+        Property("status",           STRING, "status",            values=RunStatus),
+        Property("source",           STRING, "source",            250),
+        Property("details",          STRING, "details"),
+        Property("tablesSuccessful", INT,    "tables_successful"),
+        Property("tablesFailed",     INT,    "tables_failed"),
+        Property("tablesRemaining",  INT,    "tables_remaining"),
+    ),
+    order=("-started_at",),
+    navigations=(Navigation("cloudMigrationStatusDetails", "cloudMigrationStatusDetails", on=("run_id", "run_id"),
+                            partner="cloudMigrationStatus"),),
+    actions=(
+        Action("runReplication", Migration.run_replication, "Start a run: what changed since the last one, or all where there is none."),
+        Action("runDataUpgrade", Migration.run_data_upgrade, "Run the upgrade that follows the newest run of a product with upgrades."),
+        Action("refreshStatus", Migration.refresh_status, "Bring the rows up to date; skylift's always are."),
+        Action("resetCloudData", Migration.reset_cloud_data, "Make the next run copy every table whole. No data is deleted."),
+        Action("completeCloudMigration", Migration.complete_cloud_migration, "End the migration, once everything has arrived."),
+        Action("disableReplication", Migration.disable_replication, "End replication for now."),
+    ),
+    aliases=("cloudMigrationStatuss",),
+)
+
+RUN_TABLES = EntitySet(
+    "cloudMigrationStatusDetails", "cloudMigrationStatusDetail", RunTable,
+    "One row per run, table and company. `companyName` is empty for tables that belong to no company.",
+    properties=(
+        Property("id",            GUID,   "id"),
+        Property("runId",         STRING, "run_id",        50),
+        Property("companyName",   STRING, "company_name",  250),
+        Property("tableName",     STRING, "table_name",    250),
+        Property("status",        STRING, "status",        values=TableStatus),
+        Property("recordsCopied", INT,    "records_copied"),
+        Property("totalRecords",  INT,    "total_records"),
+        Property("errors",        STRING, "errors",        2048),
+    ),
+    order=("run_id", "table_name", "company_name"),
+    navigations=(Navigation("cloudMigrationStatus", "cloudMigrationStatus", many=False, on=("run_id", "run_id"), path="run",
+                            partner="cloudMigrationStatusDetails"),),
+)
+
+SETUP = EntitySet(
+    "setupCloudMigration", "setupCloudMigration", Setup,
+    "The migration's set-up: one row at most, made by POST and changed by PATCH. Connection string and runtime are answered "
+    "to the call that sets them and are empty afterwards. Writes and actions need an administrator.",
+    properties=(
+        Property("id",                  GUID,   "id"),
+        Property("productId",           STRING, "product_id",            250, writable=True),
+        Property("sqlServerType",       STRING, "sql_server_type",       values=SqlServerType, writable=True),
+        Property("sqlConnectionString", STRING, "sql_connection_string", writable=True, secret=True),
+        Property("runtimeName",         STRING, "runtime_name",          writable=True, secret=True),
+        Property("runtimeKey",          STRING, "runtime_key",           secret=True),
+    ),
+    actions=(
+        Action("installedIntegrationRuntime", Migration.installed_integration_runtime,
+               "The integration runtime is there: connect the source."),
+        Action("completeSetup", Migration.complete_setup, "Record default mappings and create the marked companies."),
+    ),
+    create=Migration.create_setup, change=Migration.change_setup,
+    administrator=True,
+    aliases=("setupCloudMigrations",),
+)
+
+PRODUCTS = EntitySet(
+    "sourceProductTypes", "sourceProductType", ProductType,
+    "The source products that skylift knows.",
+    properties=(
+        Property("id",          STRING, "id",           250),
+        Property("displayName", STRING, "display_name", 250),
+    ),
+)
+
+MAPPINGS = EntitySet(
+    "tableMappings", "tableMapping", TableMapping,
+    "Which source table feeds which target table, where the names alone do not say it. Send `appId` before the names.",
+    properties=(
+        Property("id",              GUID,   "id"),
+        Property("targetTableType", "migrationTableType", "target_table_type", values=TableMappingType, writable=True),
+        Property("appId",           GUID,   "app_id",            writable=True),
+        Property("extensionName",   STRING, "extension_name",    250),
+        Property("tableId",         INT,    "table_id",          writable=True),
+        Property("tableName",       STRING, "table_name",        30,  writable=True),
+        Property("sourceTableName", STRING, "source_table_name", 128, writable=True),
+        Property("dataPerCompany",  FLAG,   "per_company",       writable=True),
+    ),
+    actions=(
+        Action("restoreDefaults", Migration.restore_defaults, "Delete all mappings and insert the product's."),
+        Action("deleteAllForExtension", Migration.delete_all_for_extension, "Delete every mapping with this row's appId."),
+    ),
+    create=Migration.create_mapping, change=Migration.change_mapping, delete=Migration.delete_mapping,
+)
+
+
+def _webhooks(*_: Any) -> Any:
+    raise not_implemented("Webhook subscriptions cannot be made, changed or deleted yet.")
+
+
+SUBSCRIPTIONS = EntitySet(
+    "subscriptions", "subscriptions", Subscription,
+    "Webhook subscriptions. Read only for now: writing one is answered with 501.",
+    properties=(
+        Property("subscriptionId",       STRING, "id",               150),
+        Property("notificationUrl",      STRING, "notification_url", writable=True),
+        Property("resource",             STRING, "resource",         writable=True),
+        Property("userId",               GUID,   "user_id"),
+        Property("lastModifiedDateTime", TIME,   "modified_at"),
+        Property("clientState",          STRING, "client_state",     2048, writable=True),
+        Property("expirationDateTime",   TIME,   "expires_at"),
+        *_AUDIT,
+    ),
+    create=_webhooks, change=_webhooks, delete=_webhooks,
+    in_company=False,
+)
+
+IN_COMPANY = (SOURCE_COMPANIES, RUNS, RUN_TABLES, SETUP, PRODUCTS, MAPPINGS)
+
+COMPANIES = EntitySet(
+    "companies", "company", Company,
+    "The companies of the environment. A call is made in the context of one; all show the same rows.",
+    properties=(
+        Property("id",                GUID,   "id"),
+        Property("systemVersion",     STRING, "system_version"),
+        Property("name",              STRING, "name",                30),
+        Property("displayName",       STRING, "display_name",        250),
+        Property("businessProfileId", STRING, "business_profile_id", 250),
+        *_AUDIT,
+    ),
+    order=("name",),
+    navigations=tuple(Navigation(s.name, s.name) for s in IN_COMPANY),
+    in_company=False,
+)
+
+DEFINITIONS = EntitySet(
+    "entityDefinitions", "entityMetadata", EntityDefinition,
+    "Names and captions of all types, for programs that show them.",
+    properties=(
+        Property("entityName",        STRING, "name"),
+        Property("entitySetName",     STRING, "set_name"),
+        Property("entityCaptions",    "Collection(Microsoft.NAV.entityMetadataLabel)",      "captions"),
+        Property("entitySetCaptions", "Collection(Microsoft.NAV.entityMetadataLabel)",      "set_captions"),
+        Property("properties",        "Collection(Microsoft.NAV.entityMetadataField)",      "properties"),
+        Property("actions",           "Collection(Microsoft.NAV.entityMetadataAction)",     "actions"),
+        Property("enumMembers",       "Collection(Microsoft.NAV.entityMetadataEnumMember)", "enum_members"),
+    ),
+    in_company=False,
+)
+
+SETS = (COMPANIES, *IN_COMPANY, SUBSCRIPTIONS, DEFINITIONS)
+BY_NAME = {s.name: s for s in SETS}
+BY_ALIAS = BY_NAME | {alias: s for s in SETS for alias in s.aliases}

@@ -1,0 +1,283 @@
+"""The API as an ASGI application: each request authenticated, checked in the order of X2 and answered as OData.
+
+Everything that touches the store is plain synchronous code in a worker thread. Source: odata.md §1, §4, §6, §8.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from skylift.api import negotiate, writing
+from skylift.api.errors import ODataError, bad_request, not_allowed, not_implemented, of_service, unknown_segment
+from skylift.api.limits import Limits
+from skylift.api.metadata import metadata_document, service_document
+from skylift.api.parse import Options, parse_options
+from skylift.api.reading import Reader
+from skylift.api.render import Shape, error_body, etag, key_text, plain_text, to_json, value_of
+from skylift.api.resolve import Resource, both, count_rows, resolve
+from skylift.api.urls import Url, parse_url
+from skylift.errors import SkyliftError
+from skylift.migration import Migration
+from skylift.model import Run, Token
+
+log = logging.getLogger("skylift.api")
+
+READER, OPERATOR, ADMINISTRATOR = "reader", "operator", "administrator"
+_READS = ("GET", "HEAD", "OPTIONS")
+_NOT_JSON = ("metadata", "count", "value", "action")    # answered alike whatever Accept says (M1, P4, A1)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request that may be served, and what it leads to."""
+
+    service: Migration               # acting for the caller
+    url: Url
+    headers: dict[str, str]          # lower-case names
+    body: bytes
+    resource: Resource
+    shape: Shape
+    preferences: dict[str, str]
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.service, self.url.root, self.shape, self.url.others)
+
+    def options(self, *, single: bool) -> Options:
+        given = {name: value for name, value in self.url.options.items() if name != "$skiptoken"}
+        return parse_options(given, self.resource.set, self.shape.schema_version, single=single)
+
+
+class Api:
+    def __init__(self, service: Migration, limits: Limits | None = None) -> None:
+        self.service = service
+        self.limits = limits or Limits()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        correlation_id = str(uuid4())
+        request = Request(scope, receive)
+        try:
+            answer = await self._answer(request)
+        except ClientDisconnect:
+            return
+        except ODataError as error:
+            answer = _refusal(error, correlation_id)
+        except SkyliftError as error:
+            answer = _refusal(of_service(error), correlation_id)
+        except Exception:
+            log.exception("%s %s failed, request %s", request.method, scope["path"], correlation_id)
+            answer = _refusal(ODataError(500, "Internal_ServerError", "An unexpected error occurred."), correlation_id)
+        if answer.status >= 400:
+            log.info("%s %s answered with %d, request %s", request.method, scope["path"], answer.status, correlation_id)
+        headers = {"OData-Version": "4.0", "Content-Language": "en-US", "request-id": correlation_id, **answer.headers}
+        body = answer.body
+        if request.method == "HEAD":
+            headers["Content-Length"], body = str(len(body)), b""
+        await Response(body, answer.status, headers)(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Answer:
+        base = f"{request.url.scheme}://{request.url.netloc}"
+        url = parse_url(base, request.scope.get("raw_path") or request.scope["path"].encode(), request.scope["query_string"])
+        if url is None:
+            raise unknown_segment(request.scope["path"].strip("/").partition("/")[0])
+        headers = dict(request.headers)
+        token = await run_in_threadpool(self._authenticate, headers.get("authorization", ""))
+        async with self.limits.turn(str(token.id)):
+            body = await self._body(request)
+            return await run_in_threadpool(serve, self.service.as_actor(token.name), token, request.method, url, headers, body)
+
+    def _authenticate(self, authorization: str) -> Token:
+        scheme, _, secret = authorization.partition(" ")
+        token = self.service.authenticate(secret.strip()) if scheme.lower() == "bearer" and secret.strip() else None
+        if token is None:
+            raise ODataError(401, "Authentication_InvalidCredentials", "The server has rejected the client credentials.",
+                             {"WWW-Authenticate": 'Bearer realm="skylift"'})
+        return token
+
+    async def _body(self, request: Request) -> bytes:
+        most = self.service.settings.max_body_bytes
+        too_large = ODataError(413, "BadRequest", f"The body is larger than {most} bytes.")
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > most:
+            raise too_large
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > most:
+                raise too_large
+        return bytes(body)
+
+
+# ------------------------------------------------------------------ one request, in the order of X2
+
+
+def serve(service: Migration, token: Token, method: str, url: Url, headers: dict[str, str], body: bytes) -> Answer:
+    """Answer the request of an authenticated caller; `service` acts for them. Raises ODataError and SkyliftError."""
+    resource = resolve(service, url, headers)
+    if resource.action is not None and method == resource.action.name.upper():
+        method = "POST"                                 # the seed prints the action's name as the method (U6)
+    if method not in resource.methods:
+        raise not_allowed(method, resource.entity_set.entity if resource.entity_set else f"${resource.kind}", resource.methods)
+    _permit(token, method, resource)
+    accept = "" if resource.kind in _NOT_JSON else headers.get("accept", "")
+    shape = negotiate.read_shape(accept, url.options, service.settings.schema_version)
+    negotiate.check_version(headers)
+    call = Call(service, url, headers, body, resource, shape, negotiate.read_preferences(headers))
+    if method == "OPTIONS":
+        return Answer(204, headers={"Allow": ", ".join(resource.methods)})
+    if method in ("GET", "HEAD"):
+        return _READERS[resource.kind](call)
+    if headers.get("data-access-intent", "").lower() == "readonly":
+        raise bad_request("A write cannot be made with Data-Access-Intent: ReadOnly.")
+    if resource.kind == "batch":
+        raise not_implemented("$batch is not supported yet; send the requests one by one.")
+    if resource.kind == "action":
+        return _act(call)
+    return {"POST": _create, "PATCH": _change, "DELETE": _delete}[method](call)
+
+
+def _permit(token: Token, method: str, resource: Resource) -> None:
+    """Readers read; what sets the migration up is for administrators (N4)."""
+    if method in _READS:
+        return
+    needed = (ADMINISTRATOR,) if resource.entity_set and resource.set.administrator else (OPERATOR, ADMINISTRATOR)
+    if token.role not in needed:
+        raise ODataError(403, "Authorization_RequestDenied", f"The token '{token.name}' has the role {token.role}; "
+                         f"this needs {' or '.join(needed)}.")
+
+
+# ------------------------------------------------------------------ reads
+
+
+def _json(call: Call, document: Any, headers: dict[str, str] | None = None, status: int = 200) -> Answer:
+    return Answer(status, to_json(document), {"Content-Type": f"{call.shape.media_type}; charset=utf-8", **(headers or {})})
+
+
+def _read_service(call: Call) -> Answer:
+    return _json(call, service_document(call.url.root, call.shape.metadata != "none"))
+
+
+def _read_metadata(call: Call) -> Answer:
+    return Answer(200, metadata_document(call.shape.schema_version), {"Content-Type": "application/xml; charset=utf-8"})
+
+
+def _read_collection(call: Call) -> Answer:
+    most = call.service.settings.page_size
+    preferred = negotiate.page_size(call.preferences, most)
+    document = call.reader.collection(call.resource, call.options(single=False), call.url.options.get("$skiptoken"), preferred or most)
+    applied = {"Preference-Applied": f"odata.maxpagesize={preferred}"} if preferred else {}
+    return _json(call, document, applied)
+
+
+def _read_count(call: Call) -> Answer:
+    options = call.options(single=False)
+    count = count_rows(call.service, call.resource.set, both(call.resource.where, options.where))
+    return Answer(200, str(count).encode(), {"Content-Type": "text/plain; charset=utf-8"})
+
+
+def _read_entity(call: Call) -> Answer:
+    tag = etag(call.resource.set, call.resource.row)
+    seen = call.headers.get("if-none-match", "")
+    if seen.strip() == "*" or writing.read_tags(tag) & writing.read_tags(seen):
+        return Answer(304, headers={"ETag": tag})
+    return _json(call, call.reader.single(call.resource, call.options(single=True)), {"ETag": tag})
+
+
+def _read_property(call: Call) -> Answer:
+    return _json(call, call.reader.property(call.resource))
+
+
+def _read_value(call: Call) -> Answer:
+    prop = call.resource.prop
+    assert prop is not None
+    if prop.is_collection:
+        raise bad_request(f"'{prop.name}' is a collection and has no raw value.")
+    text = plain_text(prop, value_of(prop, call.resource.row), call.shape)
+    return Answer(200, text.encode(), {"Content-Type": "text/plain; charset=utf-8"})
+
+
+_READERS: dict[str, Callable[[Call], Answer]] = {
+    "service": _read_service, "metadata": _read_metadata, "collection": _read_collection, "count": _read_count,
+    "entity": _read_entity, "property": _read_property, "value": _read_value,
+}
+
+
+# ------------------------------------------------------------------ writes
+
+
+def _act(call: Call) -> Answer:
+    action, entity_set = call.resource.action, call.resource.set
+    assert action is not None
+    writing.check_content_type(call.headers.get("content-type", ""), call.body, action=True)
+    writing.if_match(entity_set, call.headers.get("if-match"), required=False)(call.resource.row)
+    writing.check_action_body(call.body)
+    done = action.verb(call.service, getattr(call.resource.row, entity_set.key.attribute))
+    if isinstance(done, Run):
+        return Answer(204, headers={"Location": f"{call.url.root}/{call.resource.company}cloudMigrationStatus({done.id})"})
+    return Answer(204)
+
+
+def _create(call: Call) -> Answer:
+    entity_set = call.resource.set
+    assert entity_set.create is not None
+    writing.check_content_type(call.headers.get("content-type", ""), call.body, action=False)
+    options = call.options(single=True)
+    row = entity_set.create(call.service, writing.read_values(entity_set, call.body, None))
+    path = f"{call.resource.path}({key_text(entity_set, row)})"
+    return _written(call, replace(call.resource, kind="entity", path=path, row=row), options, 201, Location=f"{call.url.root}/{path}")
+
+
+def _change(call: Call) -> Answer:
+    entity_set, row = call.resource.set, call.resource.row
+    assert entity_set.change is not None
+    writing.check_content_type(call.headers.get("content-type", ""), call.body, action=False)
+    matches = writing.if_match(entity_set, call.headers.get("if-match"), required=True)
+    matches(row)
+    options = call.options(single=True)
+    values = writing.read_values(entity_set, call.body, row)
+    changed = entity_set.change(call.service, getattr(row, entity_set.key.attribute), values, matches)
+    return _written(call, replace(call.resource, row=changed), options, 200)
+
+
+def _written(call: Call, resource: Resource, options: Options, status: int, **headers: str) -> Answer:
+    headers["ETag"] = etag(resource.set, resource.row)
+    for preference in ("return-no-content", "return"):
+        if preference in call.preferences and (preference != "return" or call.preferences["return"] == "minimal"):
+            applied = "return=minimal" if preference == "return" else preference
+            return Answer(204, headers={**headers, "Preference-Applied": applied, "OData-EntityId": f"{call.url.root}/{resource.path}"})
+    return _json(call, call.reader.single(resource, options), headers, status)
+
+
+def _delete(call: Call) -> Answer:
+    entity_set, row = call.resource.set, call.resource.row
+    assert entity_set.delete is not None
+    matches = writing.if_match(entity_set, call.headers.get("if-match"), required=False)
+    matches(row)
+    entity_set.delete(call.service, getattr(row, entity_set.key.attribute), matches)
+    return Answer(204)
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def _refusal(error: ODataError, correlation_id: str) -> Answer:
+    headers = {"Content-Type": "application/json; odata.metadata=minimal; charset=utf-8", **error.headers}
+    if error.skylift_code:
+        headers["x-skylift-code"] = error.skylift_code
+    return Answer(error.status, error_body(error.code, error.message, correlation_id), headers)
