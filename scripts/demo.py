@@ -65,7 +65,7 @@ def demo(folder: Path, rows: int, companies: int) -> int:
         changed = skylift(folder, "sample", str(source), "--change", str(max(90, rows // 500)))
         second = replicate(api, "second run")
         moved = skylift(folder, "status")["tables"]
-        step("comparing every row of source and target")
+        step("reading source and target once more and comparing every row")
         verified = skylift(folder, "verify", may_fail=True)["tables"]
         if second == "Upgrade Pending":
             step("upgrading the data, completing the migration")
@@ -166,9 +166,9 @@ SKYLIFT = (sys.executable, "-m", "skylift")
 
 def skylift(folder: Path, *arguments: str, may_fail: bool = False) -> Any:
     """Call the command with --json; its document."""
-    called = subprocess.run([*SKYLIFT, *arguments, "--home", folder / "home", "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    called = subprocess.run([*SKYLIFT, *arguments, "--home", folder / "home", "--json"], capture_output=True, text=True, check=False)
     if called.returncode and not (may_fail and called.returncode == 1):
-        raise SystemExit(f"skylift {' '.join(arguments)} failed with exit code {called.returncode}")
+        raise SystemExit(f"skylift {' '.join(arguments)} failed with exit code {called.returncode}: {called.stderr}")
     return json.loads(called.stdout)
 
 

@@ -54,7 +54,7 @@ class Session:
     def answer(self, document: Any) -> None:
         """The command's one JSON document; nothing without --json."""
         if self.as_json:
-            print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+            print(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode())
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A table for people, numbers set to the right; nothing with --json or without rows."""
