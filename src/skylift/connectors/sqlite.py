@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from skylift.connectors import Changes
 from skylift.connectors.casting import cast_batch
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlite_log import ChangeLog, Fingerprint
-from skylift.errors import CopyError, SetupError, Transient, ValueRefused
+from skylift.errors import CopyError, SetupError, SkyliftError, Transient, ValueRefused
 from skylift.model import KeyRange, Table, Watermark
 
 BATCH_ROWS = 16_384
@@ -307,7 +307,8 @@ class SqliteSource:
                 yield lambda sql, *params: self.run(connection, sql, params)
                 self.run(connection, "commit")
             except BaseException:
-                self.run(connection, "rollback")
+                with suppress(SkyliftError):       # some errors have rolled back already
+                    self.run(connection, "rollback")
                 raise
 
     def close(self) -> None:
