@@ -98,7 +98,7 @@ def command(example: str, group: typer.Typer = app, name: str | None = None) -> 
         parameters = [*own, *common]
         run.__signature__ = inspect.Signature(parameters)                                # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        group.command(name=name or function.__name__.rstrip("_"), epilog=f"Example: {example}")(run)
+        group.command(name=name or function.__name__, epilog=f"Example: {example}")(run)
         return function
 
     return register
