@@ -36,7 +36,7 @@ _TOKEN = re.compile(r"""
 _LEVEL = {"or": 1, "and": 2, "eq": 3, "ne": 3, "gt": 4, "ge": 4, "lt": 4, "le": 4, "in": 4}
 _FLIPPED = {"eq": "eq", "ne": "ne", "gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}
 _TEXT, _NUMBER, _TIME, _FLAG = "Edm.String", "number", "Edm.DateTimeOffset", "Edm.Boolean"
-_FUNCTIONS: dict[str, tuple[Sequence[tuple[str, ...]], str]] = {       # name: possible argument types, type of the result
+FUNCTIONS: dict[str, tuple[Sequence[tuple[str, ...]], str]] = {       # name: possible argument types, type of the result
     **{name: ([(_TEXT, _TEXT)], _FLAG) for name in ("contains", "startswith", "endswith")},
     **{name: ([(_TEXT,)], _TEXT) for name in ("tolower", "toupper", "trim")},
     "concat": ([(_TEXT, _TEXT)], _TEXT),
@@ -203,7 +203,7 @@ class _Parser:
         return Term(Attribute(prop.attribute, path), kind, prop)
 
     def _call(self, name: str) -> Term:
-        if name not in _FUNCTIONS:
+        if name not in FUNCTIONS:
             raise not_implemented(f"The function '{name}' is not supported in a filter.") if name in _ELSEWHERE else bad_request(
                 f"An unknown function with name '{name}' was found.", "BadRequest_NotFound")
         self._expect("(")
@@ -213,7 +213,7 @@ class _Parser:
                 if arguments:
                     self._expect(",")
                 arguments.append(self.expression())
-        signatures, result = _FUNCTIONS[name]
+        signatures, result = FUNCTIONS[name]
         arguments = [self._as_text(a) for a in arguments]
         if tuple(a.type for a in arguments) not in signatures:
             possible = "; ".join(f"{name}({', '.join(types)})" for types in signatures)

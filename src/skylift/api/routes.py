@@ -97,7 +97,8 @@ class Api:
         if url is None:
             raise unknown_segment(request.scope["path"].strip("/").partition("/")[0])
         headers = dict(request.headers)
-        token = await run_in_threadpool(self._authenticate, headers.get("authorization", ""))
+        credentials = request.headers.getlist("authorization")
+        token = await run_in_threadpool(self._authenticate, credentials[0] if len(credentials) == 1 else "")
         async with self.limits.turn(str(token.id)):
             body = await self._body(request)
             return await run_in_threadpool(serve, self.service.as_actor(token.name), token, request.method, url, headers, body)

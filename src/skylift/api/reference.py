@@ -1,0 +1,97 @@
+"""docs/reference.md, made from the resource declarations: python -m skylift.api.reference > docs/reference.md"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from skylift.api.filter import FUNCTIONS
+from skylift.api.limits import QUEUED, REQUESTS, RUNNING, WINDOW_S
+from skylift.api.render import caption, encoded
+from skylift.api.resources import SETS, EntitySet, Property
+
+_HEAD = f"""# API reference
+
+Made from `src/skylift/api/resources.py` by `python -m skylift.api.reference > docs/reference.md`; do not edit by hand.
+
+The API is that of Business Central's cloud migration (Cloud Migration API v1.0), OData v4. It is served under
+
+- `/v2.0/{{tenant}}/{{environment}}/api/microsoft/cloudMigration/v1.0`
+- `/v2.0/{{environment}}/api/microsoft/cloudMigration/v1.0`
+- `/{{instance}}/api/microsoft/cloudMigration/v1.0`
+- `/api/v1.0`, also behind `/{{instance}}` or `/v2.0/{{tenant}}/{{environment}}`
+
+and shows the same under each. `GET` of the root lists the entity sets, `$metadata` describes them. Tenant, environment and
+instance can be any name. `/health` is the only address that needs no token.
+
+**Tokens.** `Authorization: Bearer <token>`; make one with `skylift token create NAME --role ROLE`. A `reader` reads, an
+`operator` also writes and calls actions, an `administrator` also sets the migration up.
+
+**Companies.** All sets but `companies`, `subscriptions` and `entityDefinitions` belong to a company: named in the path
+(`companies(<id>)/cloudMigrationStatus`), by `?company=`, or by the header `Company` or `CompanyId`, each an id or a name;
+otherwise the configured one is taken. Every company shows the same rows.
+
+**Reading.** `$filter` `$select` `$expand` `$orderby` `$top` `$skip` `$count`, `/$count`, `/property`, `/property/$value`. A filter
+knows `eq ne gt ge lt le in and or not` and {", ".join(f"`{name}`" for name in FUNCTIONS)}; anything else that OData has is
+answered with 501. Text compares case-sensitively, and `*` in the literal of `eq` and `ne` stands for any characters. Pages
+have at most 20,000 rows (setting `page_size`; less with `Prefer: odata.maxpagesize=N`) and link to the next one.
+
+**Writing.** `PATCH` needs `If-Match` with the entity's `@odata.etag`, or `*`. Actions are called by `POST` to
+`.../{{set}}(<id>)/Microsoft.NAV.{{action}}` without a body, or with the action's name in capitals as the HTTP method; they answer 204.
+
+**Options and enums** are spelt by caption (`In Progress`). `$schemaversion=2.0` or `2.1` asks for member names (`InProgress`,
+`Not_x0020_Initialized`); the default is the setting `schema_version`. Input may be spelt either way.
+
+**Errors** are `{{"error": {{"code", "message"}}}}`; the message ends with the id that is also in the header `request-id` and the log. The
+header `x-skylift-code` tells business refusals apart.
+
+**Limits** for each token: {REQUESTS:,} requests in {WINDOW_S / 60:.0f} minutes, {RUNNING} at once, {QUEUED} waiting.
+"""
+
+
+def reference() -> str:
+    """The page as Markdown."""
+    return _HEAD + "".join("\n" + "\n".join(_section(s)) + "\n" for s in SETS)
+
+
+def _section(entity_set: EntitySet) -> Iterator[str]:
+    yield f"## {entity_set.name}\n"
+    yield entity_set.about + "\n"
+    yield f"Type `Microsoft.NAV.{entity_set.entity}`, key `{entity_set.key.name}`. {_verbs(entity_set)}"
+    if entity_set.aliases:
+        yield f"Also found as {', '.join(f'`{alias}`' for alias in entity_set.aliases)}."
+    yield "\n| property | type | written | |\n|---|---|---|---|"
+    for prop in entity_set.properties:
+        yield f"| `{prop.name}` | {_type(prop)} | {'yes' if prop.writable else ''} | {_remark(prop)} |"
+    if entity_set.navigations:
+        yield "\nNavigation: " + ", ".join(f"`{n.name}`{'' if n.many else ' (one)'}" for n in entity_set.navigations) + "."
+    if entity_set.actions:
+        yield "\n| action | |\n|---|---|"
+        for action in entity_set.actions:
+            yield f"| `{action.name}` | {action.about} |"
+
+
+def _verbs(entity_set: EntitySet) -> str:
+    one = [method for method in entity_set.methods(single=True) if method not in ("HEAD", "OPTIONS")]
+    verbs = [*one, *(["POST"] if entity_set.create else [])]
+    return f"Methods: {', '.join(verbs)}."
+
+
+def _type(prop: Property) -> str:
+    kind = "String" if prop.values else prop.edm.removeprefix("Edm.").replace("Microsoft.NAV.", "")
+    return kind + (f"({prop.max_length})" if prop.max_length else "")
+
+
+def _remark(prop: Property) -> str:
+    remarks = []
+    if prop.values is not None:
+        spelt = [(f"`{caption(v)}`" if caption(v).strip() else "one blank") + (f" = `{encoded(v)}`" if encoded(v) != caption(v) else "")
+                 for v in prop.values]
+        kind = f"enum `{prop.edm}`: " if "." not in prop.edm else ""
+        remarks.append(kind + ", ".join(spelt))
+    if prop.secret:
+        remarks.append("answered to the call that sets it, then empty")
+    return "; ".join(remarks)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
