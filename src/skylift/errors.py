@@ -19,6 +19,7 @@ Secrets never stand in a message: pass every URL through `redact`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 
 class SkyliftError(Exception):
@@ -59,7 +60,7 @@ class CopyError(SkyliftError):
 class SchemaChanged(CopyError):
     code = "50005"
 
-    def __init__(self, table: str, added: set[str], removed: set[str], retyped: set[str] = frozenset()) -> None:
+    def __init__(self, table: str, added: set[str], removed: set[str], retyped: Iterable[str] = ()) -> None:
         parts = [f"{word} {sorted(names)}" for word, names in
                  (("added", added), ("removed", removed), ("changed the type of", retyped)) if names]
         super().__init__(f"{table}: the source {', '.join(parts)} since the last run",

@@ -27,6 +27,8 @@ from skylift.runs import (
     UpgradeStatus,
 )
 
+NO_ID = UUID(int=0)
+
 # ------------------------------------------------------------------ what moves
 
 
@@ -196,8 +198,8 @@ class Company:
     display_name: str
     created_at: datetime
     modified_at: datetime
-    created_by: UUID = UUID(int=0)
-    modified_by: UUID = UUID(int=0)
+    created_by: UUID = NO_ID
+    modified_by: UUID = NO_ID
     system_version: str = ""
     business_profile_id: str = ""
 
@@ -225,7 +227,7 @@ class ProductType:
 class TableMapping:
     id: UUID
     target_table_type: TableMappingType = TableMappingType.TABLE
-    app_id: UUID = UUID(int=0)
+    app_id: UUID = NO_ID
     extension_name: str = ""
     table_id: int = 0
     table_name: str = ""
@@ -243,8 +245,8 @@ class Subscription:
     expires_at: datetime
     created_at: datetime
     modified_at: datetime
-    created_by: UUID = UUID(int=0)
-    modified_by: UUID = UUID(int=0)
+    created_by: UUID = NO_ID
+    modified_by: UUID = NO_ID
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from skylift.model import CopyTask, Progress, TargetName
 class SqliteLab:
     """A SQLite file, written and read by Python's own sqlite3 module."""
 
-    types = {
+    types: ClassVar = {
         "int": "INTEGER",
         "decimal": "DECIMALTEXT(38,20)",
         "datetime": "DATETIMETEXT",
