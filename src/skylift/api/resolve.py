@@ -87,7 +87,9 @@ def resolve(service: Migration, url: Url, headers: Mapping[str, str]) -> Resourc
     if not url.segments:
         return Resource("service")
     first, *rest = url.segments
-    if first.name in ("$metadata", "$batch") and first.key is None and not rest:
+    if first.name in ("$metadata", "$batch") and first.key is None:
+        if rest:
+            raise unknown_segment(rest[0].name)
         return Resource(first.name[1:])
     entity_set = BY_ALIAS.get(first.name)
     if entity_set is None:
