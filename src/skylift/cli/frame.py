@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -117,6 +118,7 @@ def absolute_url(url: str) -> str:
 def _call(function: Callable[..., int | None], home: Path | None, target: str | None, as_json: bool,
           arguments: dict[str, Any]) -> int:
     session = None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)   # as Ctrl-C: a run under way in this process is handed over
     try:
         flags = {"home": home, "target": target and absolute_url(target)}
         session = Session(load_settings(flags), as_json)
