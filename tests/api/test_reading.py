@@ -186,7 +186,7 @@ def test_a_key_that_is_not_there_is_404_and_one_that_is_none_400(full):
 def test_the_default_order_is_the_resources_own(full):
     assert ids(full, RUNS) == [f"run-{n:02}" for n in range(11, -1, -1)]
     assert [row["name"] for row in full.rows(COMPANIES)] == ["CRONUS International Ltd_", "Zebra*", "Äpfel & Birnen", "äther"]
-    assert [(row["runId"], row["tableName"]) for row in full.rows(TABLES)][0] == ("run-10", "Table 0$app")
+    assert [row["tableName"] for row in full.rows(f"{TABLES}?$top=2")] == ["Table 0$app", "Table 1$app"]
 
 
 def test_rows_are_ordered_as_asked_and_ties_by_id(full):
@@ -249,7 +249,7 @@ def test_filters_find_what_they_say(full, text, expected):
     ("status eq Microsoft.NAV.companySetupStatus'_x0020_'", [50]),
     ("companyInitializationStatus in ('Initialized','Not_x0020_Initialized')", [53, 51]),
     ("estimatedSize gt 0.25", [53]),
-    ("replicate eq created", [53, 52][1:] + [51][:1]),
+    ("replicate eq created", [52, 51]),
     ("not replicate", [53, 51]),
 ])
 def test_filters_over_companies_find_what_they_say(full, text, expected):

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.sql.elements import Grouping
 
 from skylift.model import Run, RunTable
 from skylift.query import Attribute, Call, Expression, Literal, Order, Query
@@ -193,7 +194,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "indexof": _dialect(_Compiler.index),
     "substring": _plain(_substring),
     "length": _plain(_length),
-    "concat": _plain(operator.add),
+    "concat": _plain(lambda a, b: Grouping(a.concat(b))),
     "trim": _dialect(_Compiler.trim),
     "tolower": _dialect(lambda compiler, text: compiler.cased(sa.func.lower, text)),
     "toupper": _dialect(lambda compiler, text: compiler.cased(sa.func.upper, text)),

@@ -1,0 +1,122 @@
+from lxml import etree
+
+import skylift.api.resources as resources
+from skylift.api.metadata import metadata_document
+from skylift.api.reference import reference
+from skylift.api.resources import SETS
+from skylift.migration import Migration
+
+EDM = {"e": "http://docs.oasis-open.org/odata/ns/edm", "x": "http://docs.oasis-open.org/odata/ns/edmx"}
+ACTIONS = {
+    "cloudMigrationStatus": {"runReplication", "runDataUpgrade", "refreshStatus", "resetCloudData", "completeCloudMigration",
+                             "disableReplication"},
+    "cloudMigrationCompany": {"createCompaniesMarkedForReplication", "initializeCompany"},
+    "setupCloudMigration": {"installedIntegrationRuntime", "completeSetup"},
+    "tableMapping": {"restoreDefaults", "deleteAllForExtension"},
+}
+
+
+def document(version="1.0"):
+    return etree.fromstring(metadata_document(version))
+
+
+def find(tree, path):
+    return tree.xpath(path, namespaces=EDM)
+
+
+def test_metadata_is_xml_whatever_the_client_accepts(full):
+    answer = full.get("$metadata", Accept="application/json")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("application/xml")
+    assert answer.content == metadata_document("1.0") and full.get("$metadata?$schemaversion=2.1").content == metadata_document("2.1")
+
+
+def test_the_service_document_names_the_sets_that_metadata_has(full):
+    answer = full.get().json()
+    names = [entry["name"] for entry in answer["value"]]
+    assert answer["@odata.context"] == "http://testserver/api/v1.0/$metadata" and len(names) == 9
+    assert all(entry == {"name": name, "kind": "EntitySet", "url": name} for entry, name in zip(answer["value"], names, strict=True))
+    assert names == find(document(), "//e:EntitySet/@Name") and full.http.get("/api/v1.0/", headers={
+        "Authorization": f"Bearer {full.token}"}).json() == answer
+
+
+def test_every_name_that_metadata_uses_is_declared_in_it():
+    for version in ("1.0", "2.0"):
+        tree = document(version)
+        known = {f"Microsoft.NAV.{name}" for name in find(tree, "//e:EntityType/@Name|//e:ComplexType/@Name|//e:EnumType/@Name")}
+        used = {name.removeprefix("Collection(").removesuffix(")") for name in find(tree, "//@Type|//@EntityType")}
+        assert {name for name in used if not name.startswith("Edm.")} <= known
+        for kind in find(tree, "//e:EntityType"):
+            names = find(kind, "e:Property/@Name")
+            assert find(kind, "e:Key/e:PropertyRef/@Name") == names[:1] and len(set(names)) == len(names)
+            assert find(kind, "e:Property[@Nullable='false']/@Name") == names[:1]
+
+
+def test_the_types_have_the_properties_of_the_specification():
+    tree = document()
+    status = find(tree, "//e:EntityType[@Name='cloudMigrationStatus']")[0]
+    assert [(p.get("Name"), p.get("Type"), p.get("MaxLength")) for p in find(status, "e:Property")] == [
+        ("id", "Edm.Guid", None), ("runId", "Edm.String", "50"), ("startTime", "Edm.DateTimeOffset", None),
+        ("endTime", "Edm.DateTimeOffset", None), ("replicationType", "Edm.String", None), ("status", "Edm.String", None),
+        ("source", "Edm.String", "250"), ("details", "Edm.String", None), ("tablesSuccessful", "Edm.Int32", None),
+        ("tablesFailed", "Edm.Int32", None), ("tablesRemaining", "Edm.Int32", None)]
+    [navigation] = find(status, "e:NavigationProperty")
+    assert dict(navigation.attrib) == {
+        "Name": "cloudMigrationStatusDetails", "Type": "Collection(Microsoft.NAV.cloudMigrationStatusDetail)",
+        "Partner": "cloudMigrationStatus", "ContainsTarget": "true"}
+    assert dict(navigation[0].attrib) == {"Property": "runId", "ReferencedProperty": "runId"}
+    assert find(tree, "//e:EntityType[@Name='cloudMigrationCompany']/e:Property[@Name='estimatedSize']/@Scale") == ["variable"]
+    assert len(find(tree, "//e:EntityType[@Name='company']/e:NavigationProperty")) == 6
+
+
+def test_every_action_binds_to_its_type_by_the_word_clients_look_for():
+    found = {}
+    for action in find(document(), "//e:Action[@IsBound='true']"):
+        [parameter] = action
+        assert parameter.get("Name") == "bindingParameter"
+        found.setdefault(parameter.get("Type").removeprefix("Microsoft.NAV."), set()).add(action.get("Name"))
+    assert found == ACTIONS
+
+
+def test_enums_are_types_from_schema_version_2_on():
+    assert find(document("1.0"), "//e:EnumType") == []
+    tree = document("2.0")
+    assert find(tree, "//e:EnumType[@Name='companySetupStatus']/e:Member/@Name") == [
+        "_x0020_", "Completed", "In_x0020_Progress", "Error", "Missing_x0020_Permission"]
+    assert find(tree, "//e:EntityType[@Name='tableMapping']/e:Property[@Name='targetTableType']/@Type") == [
+        "Microsoft.NAV.migrationTableType"]
+    assert find(tree, "//e:EntityType[@Name='cloudMigrationStatus']/e:Property[@Name='status']/@Type") == ["Edm.String"]
+
+
+def test_capabilities_say_what_may_be_written():
+    writable = {name: [value == "true" for value in find(entity_set, "e:Annotation//e:PropertyValue/@Bool")]
+                for entity_set in find(document(), "//e:EntitySet") for name in [entity_set.get("Name")]}
+    assert {name for name, flags in writable.items() if any(flags)} == {
+        "cloudMigrationCompanies", "setupCloudMigration", "tableMappings", "subscriptions"}
+    assert writable["cloudMigrationCompanies"] == [False, True, False] and writable["setupCloudMigration"] == [True, True, False]
+
+
+def test_every_declared_verb_is_one_of_the_service():
+    verbs = {action.verb for s in SETS for action in s.actions} | {v for s in SETS for v in (s.create, s.change, s.delete) if v}
+    assert len({a.name for s in SETS for a in s.actions}) == 12
+    assert all(getattr(Migration, verb.__name__, None) is verb for verb in verbs - {resources._webhooks})
+
+
+def test_every_attribute_is_one_of_its_row():
+    for entity_set in SETS:
+        assert {p.attribute for p in entity_set.properties} <= set(entity_set.row.__dataclass_fields__), entity_set.name
+
+
+def test_entity_definitions_caption_every_type_and_property(full):
+    [company] = full.rows("entityDefinitions?$filter=entitySetName eq 'cloudMigrationCompanies'")
+    assert company["entityCaptions"] == [{"languageCode": 1033, "caption": "Cloud Migration Company"}]
+    assert {p["name"]: p["captions"][0]["caption"] for p in company["properties"]}["estimatedSize"] == "Estimated Size"
+    assert [a["name"] for a in company["actions"]][1] == "Microsoft.NAV.initializeCompany"
+    assert full.get("entityDefinitions('company')").json()["entitySetName"] == "companies"
+    assert full.get("entityDefinitions('companySetupStatus')").json()["enumMembers"][0]["name"] == "_x0020_"
+    assert full.get("entityDefinitions/$count").text == "10"
+    assert full.error("entityDefinitions?$filter=properties eq 'x'")[0] == 501
+    assert full.error("entityDefinitions('company')/properties/$value")[0] == 400
+
+
+def test_the_reference_page_is_up_to_date(request):
+    assert (request.config.rootpath / "docs" / "reference.md").read_text("utf-8") == reference()
