@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from skylift.errors import Conflict, SetupError, SkyliftError, StateError
 from skylift.migration import Migration
+from skylift.migration import setup as looking
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, UpgradeStatus
 from skylift.settings import Settings
 from skylift.store.tables import companies, migration, registry, source_companies
@@ -267,3 +268,17 @@ def test_completing_without_a_source_fails_and_leaves_the_migration_as_it_is(rea
     with pytest.raises(SkyliftError, match="cannot be read"):
         ready.migration.complete_cloud_migration()
     assert ready.state is MigrationState.UPGRADED
+
+
+def test_a_set_up_made_while_another_was_looking_at_the_source_is_not_overwritten(lab, monkeypatch):
+    real = looking.discover
+
+    def look_slowly(*arguments):
+        monkeypatch.setattr(looking, "discover", real)
+        lab.migration.create_setup(lab.values)
+        return real(*arguments)
+
+    monkeypatch.setattr(looking, "discover", look_slowly)
+    with pytest.raises(StateError, match="the migration is set up already"):
+        lab.migration.create_setup(lab.values)
+    assert len(lab.runs) == 1

@@ -209,6 +209,7 @@ class CoordinatorProcess:
         self._log_file = Path(settings.home) / "logs" / "coordinator.log"
         self._log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stopping = threading.Event()
+        self._starting = threading.Lock()
         self._child = self._start()
         self._thread = threading.Thread(target=self._watch, name="coordinator-watch", daemon=True)
         self._thread.start()
@@ -219,7 +220,8 @@ class CoordinatorProcess:
 
     def stop(self, seconds: float = 30.0) -> None:
         """Ask the child to hand over and wait for it; kill it if it does not end in time (its run resumes all the same)."""
-        self._stopping.set()
+        with self._starting:                            # after this no other child is started
+            self._stopping.set()
         self._child.terminate()
         try:
             self._child.wait(seconds)
@@ -239,7 +241,10 @@ class CoordinatorProcess:
                 return
             _log.warning("coordinator %s has ended with %s, starting another", self._child.pid, self._child.returncode)
             self._release(self._child.pid)
-            self._child = self._start()
+            with self._starting:
+                if self._stopping.is_set():
+                    return
+                self._child = self._start()
 
     def _release(self, pid: int) -> None:
         """The child is dead for certain: its successor need not wait until the lease runs out."""

@@ -41,9 +41,9 @@ class SetupVerbs(Service):
         """
         with self.store.read() as connection:
             row = get_migration(connection)
-        if row["state"] is not MigrationState.NOT_SET_UP:
-            raise StateError("the migration is set up already", hint="change the set-up that there is (PATCH)", code="SetupExists")
-        return self._connect(row, values, lambda current: None)
+            if row["state"] is not MigrationState.NOT_SET_UP:
+                _refuse_any(get_row(connection, Setup, row["id"]))
+        return self._connect(row, values, _refuse_any)
 
     def change_setup(self, id: UUID, values: Mapping[str, Any], if_match: IfMatch) -> Setup:
         """Change the set-up and connect again with what is stored for everything that `values` leaves out."""
@@ -155,7 +155,7 @@ class SetupVerbs(Service):
 
     def _register_agent(self, answer: Setup, common: dict[str, Any], if_match: IfMatch) -> Setup:
         with self.verb() as verb:
-            if verb.state is MigrationState.AWAITING_AGENT:
+            if verb.state is not MigrationState.NOT_SET_UP:
                 if_match(get_row(verb.connection, Setup, verb.row["id"]))
             name = verb.row["runtime_name"] or f"skylift-{secrets.token_hex(4)}"
             key = self.box.open(verb.row["runtime_key"]) or secrets.token_urlsafe(32)
@@ -236,6 +236,11 @@ class SetupVerbs(Service):
         """Any row of the status list will do as binding target, but it has to exist (odata.md A2)."""
         if id is not None and connection.execute(sa.select(runs.c.id).where(runs.c.id == id)).first() is None:
             raise NotFound(f"there is no run with the id {id}")
+
+
+def _refuse_any(setup: Setup) -> None:
+    """The if_match of a first set-up: there must be none, not even one made while this one was looking at the source."""
+    raise StateError("the migration is set up already", hint="change the set-up that there is (PATCH)", code="SetupExists")
 
 
 def _all_upgraded(connection: sa.Connection) -> bool:
