@@ -169,7 +169,7 @@ def status(details: str) -> dict:
         store = open_store(settings.store)
         secret = Migration(store, settings).create_token("bench", "reader")
         now = datetime.now(UTC)
-        with store.engine.begin() as connection:
+        with store.write() as connection:
             for run in range(int(details) // 1_000):
                 run_id = uuid.uuid4().hex
                 connection.execute(tables.runs.insert(), {

@@ -28,10 +28,9 @@ READ_ROWS = 16_384
 # - a transaction that fills a row group (122,880 rows) writes it compressed while it loads; a smaller one goes through the
 #   write-ahead log and is compressed at the next checkpoint: 8.1 s of CPU against 12.9 s;
 # - by default a checkpoint merges short row groups and compresses them again (vacuum): 10.9 s of CPU;
-# - while every worker loads chunks through a connection of its own, DuckDB's threads only add work: 9.1 s of CPU with two
-#   (begin_copy sets one). A run that only applies changes keeps them: they halve the time to find the rows that go.
+# - every worker loads through a connection of its own, so DuckDB's own threads only add work: 9.1 s of CPU with two.
 CHUNK_ROWS = 131_072
-_SETTINGS = f"set memory_limit='{MEMORY}'; set max_vacuum_tasks=0; set TimeZone='UTC'"
+_SETTINGS = f"set memory_limit='{MEMORY}'; set threads=1; set max_vacuum_tasks=0; set TimeZone='UTC'"
 
 _TYPES = {"bool": "BOOLEAN", "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint8": "UTINYINT",
           "float": "REAL", "double": "DOUBLE", "string": "VARCHAR", "binary": "BLOB", "date32[day]": "DATE", "time64[us]": "TIME",
@@ -182,15 +181,13 @@ class DuckDBTransaction:
                 failure.append(error)
                 raise
 
-        reader = pa.RecordBatchReader.from_batches(schema, guarded())
-        self._cursor.register("_skylift_batches", reader)
-        try:
+        _skylift_batches = pa.RecordBatchReader.from_batches(schema, guarded())
+        try:                                       # DuckDB finds the variable by its name; registering a view costs 0.5 ms
             self._cursor.execute(f"insert into {_table(name)} select * from _skylift_batches")
         except duckdb.Error:
             if failure:
                 raise failure[0] from None
             raise
-        self._cursor.unregister("_skylift_batches")
 
     def delete(self, name: TargetName, keys: pa.Table) -> None:
         self._cursor.register("_skylift_keys", keys)
@@ -202,6 +199,7 @@ class DuckDBTransaction:
         if keys is None:
             yield from _read(self._cursor, f"select {_columns(schema)} from {_table(name)}", schema)
             return
+        self._cursor.execute("reset threads")      # finding a few rows among many is worth every core
         self._cursor.register("_skylift_keys", keys)
         using = ", ".join(map(quote, keys.column_names))
         yield from _read(self._cursor, f"select {_columns(schema)} from {_table(name)} semi join _skylift_keys using ({using})", schema)
@@ -219,7 +217,6 @@ class DuckDBTransaction:
         self._forget(name, "_skylift_tables", "_skylift_copies", "_skylift_ledger")
 
     def begin_copy(self, build: TargetName, copy_id: str, plan: CopyPlan) -> None:
-        self._cursor.execute("set threads=1")
         self._cursor.execute("insert into _skylift_copies values (?, ?, ?, ?, ?)",
                              [build.schema, build.table, copy_id, _text(plan.watermark), plan.ranges])
 

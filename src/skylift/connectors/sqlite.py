@@ -34,6 +34,7 @@ from skylift.model import KeyRange, Table, Watermark
 BATCH_ROWS = 16_384
 BATCH_BYTES = 8 * 2**20          # Arrow bytes of one batch; what is in flight is a few of these per worker
 WIDE_BYTES = 64 * 2**10           # a larger value leaves the bulk query and is read a few rows at a time
+COUNTED_ROWS = 10_000             # a key range up to this wide is counted, not sampled
 BUSY_MS = 30_000                  # how long to wait for an application that is writing
 
 # Declared type -> Arrow type, first match wins; what matches none of them goes by SQLite's affinity rule
@@ -110,16 +111,11 @@ class SqliteSource:
         return Table(name, schema, key, source_types=tuple(row[3] for row in columns))
 
     def measure(self, table: Table) -> Table:
-        name = quote(table.name)
         width = "+".join(f"coalesce(octet_length({quote(c)}),0)" for c in table.schema.names) + f"+{8 * len(table.schema)}"
-        if self._has_integer_key(table):
-            bounds = self._bounds(table)
-            if bounds is None:
-                return replace(table, rows=0, size_bytes=0)
-            rows, row_bytes = self._sample(table, *bounds, width)
-        else:
-            [(rows,)] = self.query(f"select count(*) from {name}")
-            [(row_bytes,)] = self.query(f"select avg(w) from (select {width} w from {name} limit 200)")
+        bounds = self._bounds(table) if self._has_integer_key(table) else None
+        found = self._sample(table, *bounds, width) if bounds and bounds[1] - bounds[0] > COUNTED_ROWS else None
+        rows, row_bytes = found or self.query(f"select (select count(*) from {quote(table.name)}), "
+                                              f"(select avg(w) from (select {width} w from {quote(table.name)} limit 200))")[0]
         self._row_bytes[table.name] = int(row_bytes or 0) + 1
         return replace(table, rows=rows, size_bytes=int(rows * (row_bytes or 0)))
 
@@ -129,22 +125,14 @@ class SqliteSource:
         [(first, last)] = self.query(f"select (select min({key}) from {name}), (select max({key}) from {name})")
         return None if first is None else (first, last)
 
-    def _sample(self, table: Table, first: int, last: int, width: str) -> tuple[int, float]:
-        """Rows and bytes per row of a table with an integer key, from eight places in it; counted where keys are sparse."""
+    def _sample(self, table: Table, first: int, last: int, width: str) -> tuple[int, float] | None:
+        """Rows and bytes per row of a table with an integer key, from eight places in it; None where keys are sparse."""
         key, name = quote(table.key[0]), quote(table.name)
-        [(total, bytes_)] = self.query(
-            "select sum(n), sum(w) from (" + " union all ".join(
-                f"select * from (select count(*) n, sum(w) w from (select {width} w from {name}"
-                f" where {key} >= {first + (last - first) * i // 8} and {key} < {first + (last - first) * i // 8 + 100}))"
-                for i in range(8)) + ")")
-        span = last - first + 1
-        if span <= 800 or total < 400:
-            [(rows,)] = self.query(f"select count(*) from {name}")
-            if total == 0:
-                [(bytes_, total)] = self.query(f"select sum({width}), count(*) from (select * from {name} limit 200)")
-        else:
-            rows = span * total // 800
-        return rows, bytes_ / total
+        starts = [first + (last - first) * i // 8 for i in range(8)]
+        [(rows, size_bytes)] = self.query("select sum(n), sum(w) from (" + " union all ".join(
+            f"select * from (select count(*) n, sum({width}) w from {name} where {key} >= {start} and {key} < {start + 100})"
+            for start in starts) + ")")
+        return ((last - first + 1) * rows // 800, size_bytes / rows) if rows >= 400 else None
 
     def split(self, table: Table, rows: int, size_bytes: int) -> list[KeyRange]:
         per_chunk = max(1, min(rows, size_bytes // max(1, self._row_bytes.get(table.name, 1))))
