@@ -31,7 +31,7 @@ from skylift.store.tables import runs, source_companies
 LEASE = "coordinator"
 PARENT = "SKYLIFT_PARENT_PID"     # set for a child: it ends when that process does
 TRIES = 5                         # of a run that fails for a passing reason
-TAKEOVERS = 20                    # coordinators that a run may outlive without moving on
+TAKEOVERS = 100                   # coordinators that a run may outlive without moving on
 RESTART_S = 1.0
 
 _log = logging.getLogger("skylift.coordinator")
