@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skylift.connectors import open_source
+from skylift.connectors import open_source, open_target
+from skylift.engine.pool import copy_tables
 from skylift.errors import NotVerified, SchemaChanged, ValueRefused
-from skylift.model import KeyRange
+from skylift.model import CopyTask, KeyRange, TargetName
 from skylift.runs import TableStatus
 from tests.connectors.labs import SOURCES, TARGETS, migrate, quote
 
@@ -271,6 +272,27 @@ def test_whatever_happens_between_runs_target_equals_source_after_each(tmp_path_
                 case "run":
                     successful(migrate(source.url, target.url, f"c{number}", full=a))
                     assert target.rows("t") == source.rows("t")
+
+
+def test_one_source_table_fills_several_targets_each_from_its_own_watermark(source, target):
+    source.execute(source.ddl("t", ITEM, KEY), insert("t", simple(0, 9)))
+
+    def run(copy_id, *names):
+        reader, writer = open_source(source.url), open_target(target.url)
+        tasks = [CopyTask("", name, t, TargetName("", name)) for t in reader.tables() for name in names]
+        done = list(copy_tables(tasks, reader, writer, copy_id=copy_id, consumer="tests", workers=2))
+        writer.close()
+        reader.close()
+        return {p.task.table_name: p for p in done}
+
+    run("c1", "a")
+    source.execute("delete from t where line < 3")
+    run("c2", "a", "b")
+    source.execute("update t set name = 'new' where line > 6")
+    results = run("c3", "a", "b")
+
+    assert successful(results) == {"a": "incremental", "b": "incremental"}
+    assert target.rows("a") == target.rows("b") == source.rows("t")
 
 
 def test_key_range_of_nothing_reads_everything(source):

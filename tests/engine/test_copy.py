@@ -192,7 +192,7 @@ def test_untrack_leaves_the_source_as_it_was_found(source, target):
         before = judge.execute("select * from sqlite_schema where name not like 'sqlite_%'").fetchall()
     migrate(source.url, target.url, "c1")
     reader = open_source(source.url)
-    reader.track([], "another environment")
+    reader.track(reader.tables(), "another environment")
     reader.untrack("tests")
     assert reader.query("select count(*) from sqlite_schema where type = 'trigger'") == [(3,)]
     reader.untrack("another environment")

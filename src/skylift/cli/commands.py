@@ -98,7 +98,7 @@ def companies(
     if create:
         if not found:
             raise SetupError("the source has no companies yet", hint="connect it first: skylift setup --product P --source URL")
-        migration.create_companies(found[0].id)
+        migration.complete_setup(_setup(session).id)        # the product's default mappings, and then the companies
         state = wait(session, lambda: _setup(session).state, lambda state: state != MigrationState.CREATING_COMPANIES)
         session.say(f"state: {state}")
     _list_companies(session)

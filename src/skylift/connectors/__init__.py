@@ -67,8 +67,8 @@ class Source(Protocol):
     def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
         """What was touched since the watermark. Raises SourceChanged if the feed cannot tell the rows apart."""
 
-    def confirm(self, consumer: str, position: int) -> None:
-        """The target has committed everything up to `position`: the feed may forget what every consumer has confirmed."""
+    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
+        """The target has committed each table up to its position: the feed may forget what every consumer has confirmed."""
 
     def untrack(self, consumer: str) -> None:
         """Remove what `track` installed for this consumer; the last one leaves the source as it was found."""

@@ -242,8 +242,8 @@ class SqliteSource:
     def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
         return self.feed.changes(table, since)
 
-    def confirm(self, consumer: str, position: int) -> None:
-        self.feed.confirm(consumer, position)
+    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
+        self.feed.confirm(consumer, positions)
 
     def untrack(self, consumer: str) -> None:
         self.feed.untrack(consumer)

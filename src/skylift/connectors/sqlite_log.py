@@ -6,7 +6,7 @@ named `_skylift_*`:
     _skylift_log(seq, t, k0, k1, ..)         one row a touched key; untyped columns keep every key value as it is
     _skylift_log_tables(t, name, since, def) which tables are logged, from which position on, by which triggers
     _skylift_tokens(token, position)         one token each time a watermark is handed out: a restored backup lacks the newest
-    _skylift_consumers(consumer, position)   who reads the log and how far it has confirmed
+    _skylift_consumers(consumer, t, position)  who reads which table's log, and how far it has confirmed
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _TABLES = (
     "create table if not exists _skylift_log_tables"
     " (t integer primary key, name text not null unique, since integer not null, def text not null)",
     "create table if not exists _skylift_tokens (token text primary key, position integer not null) without rowid",
-    "create table if not exists _skylift_consumers (consumer text primary key, position integer not null) without rowid",
+    "create table if not exists _skylift_consumers"
+    " (consumer text, t integer, position integer not null, primary key (consumer, t)) without rowid",
 )
 _TRIGGERS_NOW = "select name, sql from sqlite_schema where type = 'trigger' and name like '\\_skylift\\_%' escape '\\'"
 _POSITION = "select coalesce((select seq from sqlite_sequence where name = '_skylift_log'), 0)"
@@ -80,7 +81,11 @@ class ChangeLog:
                     since = begun
                     run("insert or replace into _skylift_log_tables values (?, ?, ?, ?)", t, table.name, since, _definition(table))
                 self._logged[table.name] = (t, since)
-            run("insert or ignore into _skylift_consumers values (?, 0)", consumer)
+            for name in known.keys() - {name for (name,) in run("select name from sqlite_schema where type = 'table'")}:
+                for ledger in ("_skylift_log_tables", "_skylift_consumers", "_skylift_log"):     # the table is gone for good
+                    run(f"delete from {ledger} where t = ?", known[name][0])
+            for table in tables:                    # what follows this moment is kept until it is confirmed
+                run("insert or ignore into _skylift_consumers values (?, ?, ?)", consumer, self._logged[table.name][0], position)
             run("insert into _skylift_tokens values (?, ?)", token, position)
             self._tokens = {token for (token,) in run("select token from _skylift_tokens")}
         return Watermark("change_log", position, token)
@@ -137,12 +142,13 @@ class ChangeLog:
             yield Changes(pa.Table.from_batches(batches, key_table.schema),
                           source.read_sql(c, table, touched_rows) if touched else iter(()), rows_now, seal)
 
-    def confirm(self, consumer: str, position: int) -> None:
+    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
         with self._source.writing() as run:
-            run("update _skylift_consumers set position = ? where consumer = ?", position, consumer)
-            [(behind,)] = run("select min(position) from _skylift_consumers")
-            run("delete from _skylift_log where seq <= ?", behind)
-            run("delete from _skylift_tokens where position < ?", behind)
+            for name, position in positions.items():
+                run("update _skylift_consumers set position = ? where consumer = ? and t = ?", position, consumer, self._logged[name][0])
+            run("delete from _skylift_log where seq <= coalesce((select min(position) from _skylift_consumers c"
+                " where c.t = _skylift_log.t), seq)")
+            run("delete from _skylift_tokens where position < (select min(position) from _skylift_consumers)")
 
     def untrack(self, consumer: str) -> None:
         with self._source.writing() as run:
@@ -192,7 +198,7 @@ class Fingerprint:
         key = pa.schema([table.schema.field(k) for k in table.key])
         yield Changes(key.empty_table(), iter(()), None, lambda: since)
 
-    def confirm(self, consumer: str, position: int) -> None:
+    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
         return
 
     def untrack(self, consumer: str) -> None:

@@ -69,7 +69,7 @@ class _Work:
         self._lock = threading.Lock()
         self._open = 0                                  # units submitted and not ended
         self._reasons: dict[TargetName, str] = {}
-        self._positions: dict[TargetName, int] = {}     # of every task that holds data, for confirm()
+        self._positions: dict[tuple[TargetName, str], int] = {}     # of every task that holds data: target, table -> position
 
     def finished(self) -> bool:
         with self._lock:
@@ -81,11 +81,11 @@ class _Work:
         states = copier.target.states()
         watermark = copier.source.track([task.table for task in tasks], copier.consumer)
         whole: list[CopyTask] = []
-        incremental: dict[str, tuple[CopyTask, TableState]] = {}
+        incremental: list[tuple[CopyTask, TableState]] = []
         for task in tasks:
             state = states.get(task.target)
             if state:
-                self._positions[task.target] = state.watermark.position
+                self._positions[task.target, task.table.name] = state.watermark.position
             reason = _why_whole(copier, task, state)
             if isinstance(reason, CopyError):
                 self.results.put(Progress(task, TableStatus.FAILED, error=reason))
@@ -93,22 +93,28 @@ class _Work:
                 self._reasons[task.target] = reason
                 whole.append(task)
             else:
-                incremental[task.table.name] = (task, state)
-        changed = copier.source.changed({name: state.watermark for name, (_, state) in incremental.items()})
-        self._submit(self._unchanged, [pair for name, pair in incremental.items() if name not in changed], watermark)
-        for name in sorted(changed):
-            self._submit(self._incremental, *incremental[name])
+                incremental.append((task, state))
+        # One source table may fill several targets, each with a watermark of its own: the oldest says what may have changed.
+        oldest = {task.table.name: state.watermark for task, state in
+                  sorted(incremental, key=lambda pair: pair[1].watermark.position, reverse=True)}
+        changed = copier.source.changed(oldest)
+        self._submit(self._unchanged, [pair for pair in incremental if pair[0].table.name not in changed], watermark)
+        for task, state in incremental:
+            if task.table.name in changed:
+                self._submit(self._incremental, task, state)
         if whole:
             self._submit(self._measure, whole, watermark)
 
     def note(self, progress: Progress) -> None:
         if progress.watermark:
-            self._positions[progress.task.target] = progress.watermark.position
+            self._positions[progress.task.target, progress.task.table.name] = progress.watermark.position
 
     def confirm(self) -> None:
-        """Nothing before the oldest watermark that is still in use is needed at the source any more."""
-        if self._positions:
-            self.copier.source.confirm(self.copier.consumer, min(self._positions.values()))
+        """Nothing of a table before the oldest watermark that stands for it is needed at the source any more."""
+        oldest: dict[str, int] = {}
+        for (_, table), position in self._positions.items():
+            oldest[table] = min(position, oldest.get(table, position))
+        self.copier.source.confirm(self.copier.consumer, oldest)
 
     # -------------------------------------------------------------- units of work
 

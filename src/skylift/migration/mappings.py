@@ -120,13 +120,10 @@ def _check_unique(verb: Verb, mapping: TableMapping) -> None:
         if mapping.table_id and (other.app_id, other.table_id) == (mapping.app_id, mapping.table_id):
             raise Conflict(f"table {mapping.table_id} of app {mapping.app_id} has a mapping already",
                            hint="change that one", code="SameKey")
-        if mapping.target_table_type is other.target_table_type is TableMappingType.TABLE:
-            if same_name(mapped_name(other)) == same_name(mapped_name(mapping)):
-                raise SetupError(f"'{mapping.table_name}' already gets its rows from '{other.source_table_name}'",
-                                 hint="a target table has one source table", code="OneSource")
-            if same_name(other.source_table_name) == same_name(mapping.source_table_name):
-                raise SetupError(f"'{mapping.source_table_name}' already fills '{other.table_name}'",
-                                 hint="a source table cannot fill two target tables yet", code="OneTarget")
+        if (mapping.target_table_type is other.target_table_type is TableMappingType.TABLE
+                and same_name(mapped_name(other)) == same_name(mapped_name(mapping))):
+            raise SetupError(f"'{mapping.table_name}' already gets its rows from '{other.source_table_name}'",
+                             hint="a target table has one source table", code="OneSource")
     if mapping.target_table_type is not TableMappingType.TABLE or same_name(mapped_name(mapping)) == same_name(mapping.source_table_name):
         return
     kept = all_mappings(verb.connection)        # with the mapping as it was: what it filled so far is in the registry too
