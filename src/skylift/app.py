@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,8 @@ from skylift.store import Store, open_store
 
 def create_app(settings: Settings | None = None, limits: Limits | None = None) -> Starlette:
     """The application over the store of `settings` (those of file and environment if None). Raises SetupError if it cannot be opened."""
+    # A filter may nest 100 levels (odata.md F7), and SQLAlchemy needs a dozen frames for each.
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 4000))
     settings = settings or load_settings()
     store = open_store(settings.store)
     api = Api(Migration(store, settings, actor="api"), limits)

@@ -20,7 +20,7 @@ RUNNING, QUEUED, PATIENCE_S = 5, 95, 480.0
 class _User:
     running: asyncio.Semaphore
     times: deque[float] = field(default_factory=deque)       # of the requests in the window
-    queued: int = 0
+    inside: int = 0                                          # requests that run or wait
 
 
 class Limits:
@@ -37,20 +37,25 @@ class Limits:
         """The time in which one request of user `name` runs. Raises ODataError 429 (too many, queue full) or 503 (waited too long)."""
         user = self._users.setdefault(name, _User(asyncio.Semaphore(self.running)))
         self._admit(user)
-        if user.running.locked() and user.queued >= self.queued:
+        if user.inside >= self.running + self.queued:
             raise _too_many("More requests are waiting than the queue takes.", 1)
-        user.queued += 1
+        user.inside += 1
         try:
-            await asyncio.wait_for(user.running.acquire(), self.patience_s)
+            await self._wait(user)
+            try:
+                yield
+            finally:
+                user.running.release()
+        finally:
+            user.inside -= 1
+
+    async def _wait(self, user: _User) -> None:
+        try:
+            async with asyncio.timeout(self.patience_s):
+                await user.running.acquire()
         except TimeoutError:
             raise ODataError(503, "Internal_TenantUnavailable", "The request has waited too long for its turn.",
                              {"Retry-After": "1"}) from None
-        finally:
-            user.queued -= 1
-        try:
-            yield
-        finally:
-            user.running.release()
 
     def _admit(self, user: _User) -> None:
         now = self.clock()

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import Grouping
 
+from skylift.errors import SetupError
 from skylift.model import Run, RunTable
 from skylift.query import Attribute, Call, Expression, Literal, Order, Query
 from skylift.runs import TableStatus
@@ -51,7 +52,7 @@ def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Seque
         inner = page.subquery("page")
         outer = _Compiler(kind, inner.c, connection.dialect.name)
         page = sa.select(inner, *(outer.attribute(name).label(name) for name in COUNTED)).order_by(*outer.order(query.order))
-    found = connection.execute(page).mappings()
+    found = _execute(connection, page).mappings()
     if rows is not None:
         return [rows[row["position"]] for row in found]
     return [to_row(kind, dict(row)) for row in found]
@@ -65,7 +66,17 @@ def count(connection: sa.Connection, kind: type, where: Expression | None = None
     statement = sa.select(sa.func.count()).select_from(source)
     if where is not None:
         statement = statement.where(_Compiler(kind, source.c, connection.dialect.name).compile(where))
-    return connection.scalar(statement) or 0
+    return _execute(connection, statement).scalar_one()
+
+
+def _execute(connection: sa.Connection, statement: Any) -> sa.Result[Any]:
+    """Raises SetupError for a filter nested more deeply than SQLite before 3.46 can parse (about 30 calls in one another)."""
+    try:
+        return connection.execute(statement)
+    except sa.exc.OperationalError as error:
+        if "parser stack overflow" not in str(error.orig):
+            raise
+        raise SetupError("the filter is nested too deeply for the store", hint="write it with fewer levels", code="FilterDepth") from None
 
 
 def _source(kind: type, rows: Sequence[Any] | None) -> sa.FromClause | None:
