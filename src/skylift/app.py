@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from skylift.api.limits import Limits
 from skylift.api.routes import Api
 from skylift.errors import Transient
 from skylift.migration import Migration
@@ -21,13 +22,13 @@ from skylift.settings import Settings, load_settings
 from skylift.store import Store, open_store
 
 
-def create_app(settings: Settings | None = None, limits: Limits | None = None) -> Starlette:
+def create_app(settings: Settings | None = None) -> Starlette:
     """The application over the store of `settings` (those of file and environment if None). Raises SetupError if it cannot be opened."""
     # A filter may nest 100 levels (odata.md F7), and SQLAlchemy needs a dozen frames for each.
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 4000))
     settings = settings or load_settings()
     store = open_store(settings.store)
-    api = Api(Migration(store, settings, actor="api"), limits)
+    api = Api(Migration(store, settings, actor="api"))
 
     async def health(request: Request) -> JSONResponse:
         try:
@@ -41,7 +42,10 @@ def create_app(settings: Settings | None = None, limits: Limits | None = None) -
         yield
         store.close()
 
-    return Starlette(routes=[Route("/health", health), Mount("/", app=api)], lifespan=lifespan)
+    browsers = Middleware(CORSMiddleware, allow_origins=settings.cors_origins.split(), allow_headers=["*"],
+                          allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"], expose_headers=["*"])     # H6
+    return Starlette(routes=[Route("/health", health), Mount("/", app=api)], lifespan=lifespan,
+                     middleware=[browsers] if settings.cors_origins else [])
 
 
 def _ask(store: Store) -> None:

@@ -4,9 +4,7 @@ import pytest
 
 from skylift.api.errors import ODataError
 from skylift.api.limits import Limits
-from skylift.app import create_app
-from skylift.settings import Settings
-from tests.api.conftest import Client, Http, open_client
+from tests.api.conftest import open_client
 
 
 class Clock:
@@ -26,7 +24,7 @@ async def refused(limits, user="a"):
 def test_the_window_slides():
     async def story():
         clock = Clock()
-        limits = Limits(requests=3, window_s=10, clock=clock)
+        limits = Limits(3, 5, 5, window_s=10, clock=clock)
         for clock.now in (0, 4, 6):
             async with limits.turn("a"):
                 pass
@@ -46,7 +44,7 @@ def test_the_window_slides():
 
 def test_some_run_some_wait_in_order_and_the_rest_is_refused():
     async def story():
-        limits = Limits(running=2, queued=2)
+        limits = Limits(99, 2, 2)
         ran, gate = [], asyncio.Event()
 
         async def request(n):
@@ -70,7 +68,7 @@ def test_some_run_some_wait_in_order_and_the_rest_is_refused():
 
 def test_who_waits_too_long_is_sent_away():
     async def story():
-        limits = Limits(running=1, patience_s=0.01)
+        limits = Limits(99, 1, 5, patience_s=0.01)
         async with limits.turn("a"):
             assert await refused(limits) == (503, "Internal_TenantUnavailable", "1")
         async with limits.turn("a"):
@@ -81,7 +79,7 @@ def test_who_waits_too_long_is_sent_away():
 
 def test_a_request_that_ends_badly_gives_its_place_back():
     async def story():
-        limits = Limits(running=1)
+        limits = Limits(99, 1, 5)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 async with limits.turn("a"):
@@ -91,9 +89,8 @@ def test_a_request_that_ends_badly_gives_its_place_back():
 
 
 def test_the_api_counts_each_token_by_itself(tmp_path):
-    client = open_client(tmp_path)
-    http = Http(create_app(Settings(home=tmp_path), Limits(requests=2)), client.http.service)
-    first, second = Client(http, client.token), Client(http, client.as_role("reader").token)
+    first = open_client(tmp_path, api_requests=2)
+    second = first.as_role("reader")
     assert [first.get().status_code for _ in range(3)] == [200, 200, 429]
     assert first.error("nothing")[:2] == (429, "Application_TooManyRequests")
     assert second.get().status_code == 200

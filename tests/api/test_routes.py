@@ -127,6 +127,18 @@ def test_unknown_headers_are_ignored_and_the_language_is_told(full):
     assert "access-control-allow-origin" not in full.get(RUNS, Origin="https://x.example").headers
 
 
+def test_browsers_may_call_from_listed_origins_only(tmp_path):
+    client = open_client(tmp_path, cors_origins="https://a.example https://b.example")
+    asked = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "if-match, authorization"}
+    allowed = client.http.request("OPTIONS", "/api/v1.0/companies", headers={"Origin": "https://b.example"} | asked)
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == "https://b.example"
+    assert "PATCH" in allowed.headers["access-control-allow-methods"]
+    assert client.get("companies", Origin="https://a.example").headers["access-control-allow-origin"] == "https://a.example"
+    assert "access-control-allow-origin" not in client.get("companies", Origin="https://c.example").headers
+    refused = client.http.request("OPTIONS", "/api/v1.0/companies", headers={"Origin": "https://c.example"} | asked)
+    assert refused.status_code == 400
+
+
 @pytest.mark.parametrize("path", ["/", "/nothing", "/api/v2.0/companies", "/favicon.ico"])
 def test_other_addresses_are_refused_in_json(full, path):
     answer = full.http.get(path)

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from skylift.api.errors import ODataError
 
-REQUESTS, WINDOW_S = 6000, 300.0
-RUNNING, QUEUED, PATIENCE_S = 5, 95, 480.0
+WINDOW_S, PATIENCE_S = 300.0, 480.0
 
 
 @dataclass
@@ -26,8 +25,8 @@ class _User:
 class Limits:
     """Lets requests through, in order, or refuses them with 429 or 503 and Retry-After. For one event loop."""
 
-    def __init__(self, *, requests: int = REQUESTS, window_s: float = WINDOW_S, running: int = RUNNING, queued: int = QUEUED,
-                 patience_s: float = PATIENCE_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, requests: int, running: int, queued: int, *, window_s: float = WINDOW_S, patience_s: float = PATIENCE_S,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self.requests, self.window_s, self.running, self.queued, self.patience_s = requests, window_s, running, queued, patience_s
         self.clock = clock
         self._users: dict[str, _User] = {}

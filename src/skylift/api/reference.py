@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from skylift.api.filter import FUNCTIONS
-from skylift.api.limits import QUEUED, REQUESTS, RUNNING, WINDOW_S
+from skylift.api.limits import WINDOW_S
 from skylift.api.render import caption, encoded
 from skylift.api.resources import SETS, EntitySet, Property
+from skylift.settings import Settings
 
+_DEFAULT = {f.name: f.default for f in fields(Settings)}
 _HEAD = f"""# API reference
 
 Made from `src/skylift/api/resources.py` by `python -m skylift.api.reference > docs/reference.md`; do not edit by hand.
@@ -31,9 +34,9 @@ instance can be any name. `/health` is the only address that needs no token.
 otherwise the configured one is taken. Every company shows the same rows.
 
 **Reading.** `$filter` `$select` `$expand` `$orderby` `$top` `$skip` `$count`, `/$count`, `/property`, `/property/$value`. A filter
-knows `eq ne gt ge lt le in and or not` and {", ".join(f"`{name}`" for name in FUNCTIONS)}; anything else that OData has is
-answered with 501. Text compares case-sensitively, and `*` in the literal of `eq` and `ne` stands for any characters. Pages
-have at most 20,000 rows (setting `page_size`; less with `Prefer: odata.maxpagesize=N`) and link to the next one.
+knows `eq ne gt ge lt le in and or not` and the functions `{" ".join(FUNCTIONS)}`;
+anything else that OData has is answered with 501. Text compares case-sensitively, and `*` in the literal of `eq` and `ne` stands for any characters. Pages
+have at most {_DEFAULT["page_size"]:,} rows (setting `page_size`; less with `Prefer: odata.maxpagesize=N`) and link to the next one.
 
 **Writing.** `PATCH` needs `If-Match` with the entity's `@odata.etag`, or `*`. Actions are called by `POST` to
 `.../{{set}}(<id>)/Microsoft.NAV.{{action}}` without a body, or with the action's name in capitals as the HTTP method; they answer 204.
@@ -44,7 +47,9 @@ have at most 20,000 rows (setting `page_size`; less with `Prefer: odata.maxpages
 **Errors** are `{{"error": {{"code", "message"}}}}`; the message ends with the id that is also in the header `request-id` and the log. The
 header `x-skylift-code` tells business refusals apart.
 
-**Limits** for each token: {REQUESTS:,} requests in {WINDOW_S / 60:.0f} minutes, {RUNNING} at once, {QUEUED} waiting.
+**Limits** for each token, all settings: {_DEFAULT["api_requests"]:,} requests in {WINDOW_S / 60:.0f} minutes (`api_requests`),
+{_DEFAULT["api_running"]} at once (`api_running`), {_DEFAULT["api_queue"]} waiting (`api_queue`). Browsers may call from the origins
+in `cors_origins`, by default from none.
 """
 
 

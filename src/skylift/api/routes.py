@@ -65,9 +65,10 @@ class Call:
 
 
 class Api:
-    def __init__(self, service: Migration, limits: Limits | None = None) -> None:
+    def __init__(self, service: Migration) -> None:
         self.service = service
-        self.limits = limits or Limits()
+        settings = service.settings
+        self.limits = Limits(settings.api_requests, settings.api_running, settings.api_queue)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         correlation_id = str(uuid4())
