@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     """The application over the store of `settings` (those of file and environment if None). Raises SetupError if it cannot be opened."""
     # A filter may nest 100 levels (odata.md F7), and SQLAlchemy needs a dozen frames for each.
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 4000))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")   # as `skylift coordinate` does
     settings = settings or load_settings()
     store = open_store(settings.store)
     api = Api(Migration(store, settings, actor="api"))

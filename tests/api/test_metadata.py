@@ -27,6 +27,7 @@ def find(tree, path):
 def test_metadata_is_xml_whatever_the_client_accepts(full):
     answer = full.get("$metadata", Accept="application/json")
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("application/xml")
+    assert full.get("$metadata?$format=xml").status_code == 200
     assert answer.content == metadata_document("1.0") and full.get("$metadata?$schemaversion=2.1").content == metadata_document("2.1")
 
 

@@ -10,13 +10,12 @@ from skylift.api.render import SCHEMA_VERSIONS, Shape
 _LEVELS = ("none", "minimal", "full")
 
 
-def read_shape(accept: str, options: dict[str, str], default_schema_version: str) -> Shape:
-    """The shape that Accept, $format and $schemaversion ask for. Raises ODataError: 406, 415, 400."""
-    version = options.get("$schemaversion", default_schema_version)
+def read_shape(accept: str, format: str | None, version: str) -> Shape:
+    """The shape that Accept, $format (which beats it) and $schemaversion ask for. Raises ODataError: 406, 415, 400."""
     if version not in SCHEMA_VERSIONS:
         raise bad_request(f"'{version}' is not a schema version; there are {', '.join(SCHEMA_VERSIONS)}.")
-    if "$format" in options:
-        wanted = options["$format"].strip()
+    if format is not None:
+        wanted = format.strip()
         shape = _as_json("application/json" if wanted.lower() == "json" else wanted, version)
         if shape is None:
             raise ODataError(415, "BadRequest", f"The format '{wanted}' is not supported; this service answers JSON.")

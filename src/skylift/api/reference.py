@@ -35,8 +35,9 @@ otherwise the configured one is taken. Every company shows the same rows.
 
 **Reading.** `$filter` `$select` `$expand` `$orderby` `$top` `$skip` `$count`, `/$count`, `/property`, `/property/$value`. A filter
 knows `eq ne gt ge lt le in and or not` and the functions `{" ".join(FUNCTIONS)}`;
-anything else that OData has is answered with 501. Text compares case-sensitively, and `*` in the literal of `eq` and `ne` stands for any characters. Pages
-have at most {_DEFAULT["page_size"]:,} rows (setting `page_size`; less with `Prefer: odata.maxpagesize=N`) and link to the next one.
+anything else that OData has is answered with 501. Text compares case-sensitively, and `*` in the literal of `eq` and `ne`
+stands for any characters. Pages have at most {_DEFAULT["page_size"]:,} rows (setting `page_size`; less with
+`Prefer: odata.maxpagesize=N`) and link to the next one.
 
 **Writing.** `PATCH` needs `If-Match` with the entity's `@odata.etag`, or `*`. Actions are called by `POST` to
 `.../{{set}}(<id>)/Microsoft.NAV.{{action}}` without a body, or with the action's name in capitals as the HTTP method; they answer 204.

@@ -137,8 +137,9 @@ def serve(service: Migration, token: Token, method: str, url: Url, headers: dict
     if method not in resource.methods:
         raise not_allowed(method, resource.entity_set.entity if resource.entity_set else f"${resource.kind}", resource.methods)
     _permit(token, method, resource)
-    accept = "" if resource.kind in _NOT_JSON else headers.get("accept", "")
-    shape = negotiate.read_shape(accept, url.options, service.settings.schema_version)
+    as_json = resource.kind not in _NOT_JSON
+    shape = negotiate.read_shape(headers.get("accept", "") if as_json else "", url.options.get("$format") if as_json else None,
+                                 url.options.get("$schemaversion", service.settings.schema_version))
     negotiate.check_version(headers)
     call = Call(service, url, headers, body, resource, shape, negotiate.read_preferences(headers))
     if method == "OPTIONS":
