@@ -61,17 +61,20 @@ def fill(source, tables=4):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_resumes_and_ends_exact(source, target):
+def test_a_run_killed_at_any_moment_resumes_and_ends_exact(source, target, tmp_path):
     """kill -9 at random moments of full and incremental runs; the judge compares every row of every table."""
     fill(source)
+    begun = time.monotonic()
+    assert child(source, DuckDBLab(tmp_path / "unhurt"), "timing").wait() == 0
+    whole = time.monotonic() - begun               # of a run that nobody kills: kills fall anywhere within
     chance = random.Random(11)
     names = ["big", "keyless", *(f"small{i}" for i in range(4))]
     kills = 0
-    for run in range(5):
+    for run in range(6):
         for attempt in itertools.count():
             process = child(source, target, f"run {run}")
             try:
-                process.wait(timeout=chance.uniform(0.5, 2.0 + attempt))
+                process.wait(timeout=whole * chance.uniform(0.3, 0.95 + attempt / 3))
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1

@@ -7,7 +7,7 @@ short method; shared code never asks "which database?".
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +18,8 @@ from sqlalchemy.exc import ArgumentError
 
 from skylift.errors import SetupError
 from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
+
+Batches = Generator[pa.RecordBatch, None, None]    # closed by who stops reading early, so that no statement stays open
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Changes:
     """
 
     keys: pa.Table
-    rows: Iterator[pa.RecordBatch]
+    rows: Batches
     rows_now: int | None
     seal: Callable[[], Watermark]
 
@@ -55,7 +57,7 @@ class Source(Protocol):
     def split(self, table: Table, rows: int, size_bytes: int) -> list[KeyRange]:
         """Ranges of about `rows` rows or `size_bytes` bytes of a measured table, covering every possible key exactly once."""
 
-    def read(self, table: Table, keys: KeyRange) -> Iterator[pa.RecordBatch]:
+    def read(self, table: Table, keys: KeyRange) -> Batches:
         """The rows of `keys`, in batches with the columns of `table.schema`. Raises ValueRefused naming column and key."""
 
     def usable(self, table: Table, since: Watermark) -> str:
@@ -105,7 +107,7 @@ class Transaction(Protocol):
     def delete(self, name: TargetName, keys: pa.Table) -> None:
         """Delete the rows with these keys (columns = the key)."""
 
-    def read(self, name: TargetName, schema: pa.Schema, keys: pa.Table | None = None) -> Iterator[pa.RecordBatch]:
+    def read(self, name: TargetName, schema: pa.Schema, keys: pa.Table | None = None) -> Batches:
         """The rows, or those with these keys, as this transaction sees them, in no order."""
 
     def count(self, name: TargetName) -> int: ...
@@ -133,7 +135,7 @@ class Target(Protocol):
         """The full copies that have begun under this id and not ended, by the table they build."""
 
     def chunks_done(self, build: TargetName, copy_id: str) -> dict[int, Digest]: ...
-    def read_parts(self, name: TargetName, schema: pa.Schema, parts: int) -> list[Iterator[pa.RecordBatch]]:
+    def read_parts(self, name: TargetName, schema: pa.Schema, parts: int) -> list[Batches]:
         """The committed rows as at most `parts` independent streams, each to be read by a thread of its own."""
 
     def discard_copies(self, keep: str) -> None:

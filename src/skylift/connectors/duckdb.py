@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import CopyPlan, TableState
+from skylift.connectors import Batches, CopyPlan, TableState
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
 from skylift.model import Digest, Table, TargetName, Watermark
@@ -108,7 +108,7 @@ class DuckDBTarget:
                           build.schema, build.table, copy_id)
         return {chunk: _digest(count, digest) for chunk, count, digest in rows}
 
-    def read_parts(self, name: TargetName, schema: pa.Schema, parts: int) -> list[Iterator[pa.RecordBatch]]:
+    def read_parts(self, name: TargetName, schema: pa.Schema, parts: int) -> list[Batches]:
         [(last,)] = self._rows(f"select coalesce(max(rowid), 0) from {_table(name)}")
         if last < parts * READ_ROWS:
             return [self._part(name, schema, "")]
@@ -116,7 +116,7 @@ class DuckDBTarget:
         return [self._part(name, schema, f"where rowid >= {lo}" + (f" and rowid < {hi}" if hi else ""))
                 for lo, hi in zip([0, *bounds], [*bounds, None], strict=True)]
 
-    def _part(self, name: TargetName, schema: pa.Schema, where: str) -> Iterator[pa.RecordBatch]:
+    def _part(self, name: TargetName, schema: pa.Schema, where: str) -> Batches:
         with self._told(), self._cursor() as cursor:
             yield from _read(cursor, f"select {_columns(schema)} from {_table(name)} {where}", schema)
 
@@ -195,7 +195,7 @@ class DuckDBTransaction:
         self._cursor.execute(f"delete from {_table(name)} t using _skylift_keys k where {matches}")
         self._cursor.unregister("_skylift_keys")
 
-    def read(self, name: TargetName, schema: pa.Schema, keys: pa.Table | None = None) -> Iterator[pa.RecordBatch]:
+    def read(self, name: TargetName, schema: pa.Schema, keys: pa.Table | None = None) -> Batches:
         if keys is None:
             yield from _read(self._cursor, f"select {_columns(schema)} from {_table(name)}", schema)
             return
@@ -244,7 +244,7 @@ class DuckDBTransaction:
             self._cursor.execute(f"delete from {ledger} where schema_name = ? and table_name = ?", [name.schema, name.table])
 
 
-def _read(cursor: duckdb.DuckDBPyConnection, sql: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _read(cursor: duckdb.DuckDBPyConnection, sql: str, schema: pa.Schema) -> Batches:
     reader = cursor.sql(sql).to_arrow_reader(READ_ROWS)
     for batch in reader:
         yield batch if batch.schema.types == schema.types else batch.cast(schema)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Changes
+from skylift.connectors import Batches, Changes
 from skylift.connectors.casting import cast_batch
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlite_log import ChangeLog, Fingerprint
@@ -156,13 +156,13 @@ class SqliteSource:
 
     # -------------------------------------------------------------- rows
 
-    def read(self, table: Table, keys: KeyRange) -> Iterator[pa.RecordBatch]:
+    def read(self, table: Table, keys: KeyRange) -> Batches:
         where, params = _key_range_sql(table.key, keys)
         with self.connection() as connection:
             yield from self.read_sql(connection, table, f"from {quote(table.name)} where {where}", params)
 
     def read_sql(self, connection: adbc.Connection, table: Table, tail: str,
-                 params: Sequence[Any] = ()) -> Iterator[pa.RecordBatch]:
+                 params: Sequence[Any] = ()) -> Batches:
         """The rows of `select ... <tail>`: in bulk those without a very large value, then the others a few at a time.
 
         ADBC infers a column's type from the first batch; a first row of typed constants settles it (libraries.md §5).
@@ -190,7 +190,7 @@ class SqliteSource:
             yield from self._batches(connection, table, columns, "0", f"from {source}", params, max(1, BATCH_BYTES // largest))
 
     def _batches(self, connection, table: Table, columns: list[str], mark: str, tail: str, params: Sequence[Any],
-                 batch_rows: int, cast: bool = True) -> Iterator[pa.RecordBatch]:
+                 batch_rows: int, cast: bool = True) -> Batches:
         typed = ",".join(f"{_sentinel(f.type)} {quote(f.name)}" for f in table.schema)
         with connection.cursor() as cursor:
             cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": batch_rows})

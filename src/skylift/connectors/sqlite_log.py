@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from skylift.connectors import Changes
+from skylift.connectors import Batches, Changes
 from skylift.connectors.sql import quote
 from skylift.errors import SourceChanged
 from skylift.model import Table, Watermark
@@ -140,7 +140,7 @@ class ChangeLog:
                 return Watermark("change_log", position, token)
 
             yield Changes(pa.Table.from_batches(batches, key_table.schema),
-                          source.read_sql(c, table, touched_rows) if touched else iter(()), rows_now, seal)
+                          source.read_sql(c, table, touched_rows), rows_now, seal)
 
     def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
         with self._source.writing() as run:
@@ -196,13 +196,17 @@ class Fingerprint:
             raise SourceChanged(f"{table.name}: the source was written during the copy, and read-only there is no change log",
                                 hint="copy while nobody writes, or leave out mode=ro so that skylift can log changes")
         key = pa.schema([table.schema.field(k) for k in table.key])
-        yield Changes(key.empty_table(), iter(()), None, lambda: since)
+        yield Changes(key.empty_table(), _nothing(), None, lambda: since)
 
     def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
         return
 
     def untrack(self, consumer: str) -> None:
         return
+
+
+def _nothing() -> Batches:
+    yield from ()
 
 
 def _triggers(table: Table, t: int) -> dict[str, str]:

@@ -14,12 +14,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from skylift.connectors import Changes, CopyPlan, Source, TableState, Target, Transaction
+from skylift.connectors import Batches, Changes, CopyPlan, Source, TableState, Target, Transaction
 from skylift.engine.hashing import HashedStream, digest, digest_all
 from skylift.errors import NotVerified, SourceChanged
 from skylift.model import Chunk, CopyTask, Digest, KeyRange, Progress, Table, TargetName, Watermark
@@ -153,11 +154,12 @@ class Copier:
                 replace(progress, rows=progress.rows + after.rows, size_bytes=progress.size_bytes + stream.size_bytes,
                         inserted=after.rows - updated, updated=updated, deleted=before.rows - updated))
 
-    def _until_stopped(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            if self.stopping():
-                raise Stopped
-            yield batch
+    def _until_stopped(self, batches: Batches) -> Iterator[pa.RecordBatch]:
+        with closing(batches):                     # at once: an open statement keeps its connection from closing
+            for batch in batches:
+                if self.stopping():
+                    raise Stopped
+                yield batch
 
 
 def compare(table: str, source: Digest, target: Digest) -> None:

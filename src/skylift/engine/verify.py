@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from skylift.connectors import Source, Target
+from skylift.connectors import Batches, Source, Target
 from skylift.engine.copy import CHUNK_BYTES, columns_of
 from skylift.engine.hashing import digest_all, row_hashes
 from skylift.model import CopyTask, Digest
@@ -56,13 +56,13 @@ def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *,
             elif state.columns != columns_of(task.table):
                 yield TableDifference(task, total, None, note="the source's columns have changed since the last copy")
             else:
-                def parts(task: CopyTask = task) -> list[Iterator[pa.RecordBatch]]:
+                def parts(task: CopyTask = task) -> list[Batches]:
                     return target.read_parts(task.target, task.table.schema, workers)
                 found = _total(pool, parts())
                 yield TableDifference(task, total, found) if total == found else _descend(task, total, found, readers, parts)
 
 
-def _source_readers(task: CopyTask, source: Source, target: Target) -> Callable[[], list[Iterable[pa.RecordBatch]]]:
+def _source_readers(task: CopyTask, source: Source, target: Target) -> Callable[[], list[Batches]]:
     table = source.measure(task.table)
     ranges = source.split(table, target.chunk_rows, CHUNK_BYTES)
     return lambda: [source.read(table, keys) for keys in ranges]
