@@ -87,9 +87,11 @@ class Transient(SkyliftError):
     code = "Transient"
 
 
-_PASSWORD = re.compile(r"(?i)(://[^:/@\s]*:)([^@\s]+)(@)|\b((?:password|pwd|accountkey|secret|token)\s*=\s*)([^;&\s]+)")
+# A value is quoted with doubled quotes, or braced, or goes on to the next separator (ADO and ODBC syntax alike).
+_SECRET = re.compile(r"""(://[^:/@\s]*:)[^@\s]+(@)|(\w*(?:passwor[dt]|pwd|key|secret|token|signature)\s*=\s*)"""
+                     r"""(?:"(?:[^"]|"")*"?|'(?:[^']|'')*'?|\{(?:[^}]|\}\})*\}?|[^;&\s]*)""", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """`text` with the passwords of URLs and of `Key=Value;` connection strings replaced by ***."""
-    return _PASSWORD.sub(lambda m: f"{m[1]}***{m[3]}" if m[1] else f"{m[4]}***", text)
+    """`text` with the secrets of URLs and of `Key=Value;` connection strings replaced by ***."""
+    return _SECRET.sub(lambda m: f"{m[1]}***{m[2]}" if m[1] else f"{m[3]}***", text)

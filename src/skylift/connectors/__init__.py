@@ -144,19 +144,20 @@ class Target(Protocol):
     def close(self) -> None: ...
 
 
-_DRIVERS = {"sqlite": "skylift.connectors.sqlite", "duckdb": "skylift.connectors.duckdb"}
+_SOURCES = {"sqlite": "skylift.connectors.sqlite"}
+_TARGETS = {"duckdb": "skylift.connectors.duckdb"}
 
 
 def open_source(url: str) -> Source:
     """The source at `url`. Raises SetupError naming what is wrong with the string, the file or the server."""
     parsed = parse_url(url)
-    return _driver(parsed, "open_source")(parsed)
+    return _driver(parsed, "source", _SOURCES).open_source(parsed)
 
 
 def open_target(url: str) -> Target:
     """The target at `url`, created if missing. Raises SetupError if it cannot be written."""
     parsed = parse_url(url)
-    return _driver(parsed, "open_target")(parsed)
+    return _driver(parsed, "target", _TARGETS).open_target(parsed)
 
 
 def parse_url(url: str) -> URL:
@@ -167,10 +168,9 @@ def parse_url(url: str) -> URL:
                          hint="write it as sqlite:///path/to/file.db or duckdb:///path/to/file.duckdb") from None
 
 
-def _driver(url: URL, opener: str):
+def _driver(url: URL, side: str, drivers: Mapping[str, str]):
+    """A dict maps URL scheme to file; the driver is imported only when it is asked for."""
     scheme = url.get_backend_name()
-    module = importlib.import_module(_DRIVERS[scheme]) if scheme in _DRIVERS else None
-    if not hasattr(module, opener):
-        side = opener.removeprefix("open_")
-        raise SetupError(f"'{url.drivername}' is not a {side} that skylift knows", hint=f"known schemes: {', '.join(_DRIVERS)}")
-    return getattr(module, opener)
+    if scheme not in drivers:
+        raise SetupError(f"'{url.drivername}' is not a {side} that skylift knows", hint=f"known {side}s: {', '.join(drivers)}")
+    return importlib.import_module(drivers[scheme])

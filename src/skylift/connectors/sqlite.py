@@ -33,6 +33,7 @@ from skylift.model import KeyRange, Table, Watermark
 
 BATCH_ROWS = 16_384
 BATCH_BYTES = 8 * 2**20          # Arrow bytes of one batch; what is in flight is a few of these per worker
+_DAMAGED = "the source file is damaged: restore it from a backup, or rescue what can be read with sqlite3's .recover"
 WIDE_BYTES = 64 * 2**10           # a larger value leaves the bulk query and is read a few rows at a time
 COUNTED_ROWS = 10_000             # a key range up to this wide is counted, not sampled
 BUSY_MS = 30_000                  # how long to wait for an application that is writing
@@ -49,6 +50,11 @@ _DECLARED = (
 _AFFINITY = (("INT", "INTEGER"), ("CHAR", "TEXT"), ("CLOB", "TEXT"), ("TEXT", "TEXT"), ("BLOB", "BLOB"),
              ("REAL", "REAL"), ("FLOA", "REAL"), ("DOUB", "REAL"))
 _BY_AFFINITY = {"INTEGER": pa.int64(), "TEXT": pa.string(), "BLOB": pa.binary(), "REAL": pa.float64(), "NUMERIC": pa.string()}
+
+
+# Which cells of a column that moves as this type are none of its values; the driver stops at them.
+_MISFIT = {"int64": "typeof({c}) not in ('null', 'integer')", "binary": "typeof({c}) not in ('null', 'blob')",
+           "double": f"typeof({{c}}) not in ('null', 'real', 'integer') or typeof({{c}}) = 'integer' and abs({{c}} / 2) >= {2**52}"}
 
 
 def open_source(url: URL) -> SqliteSource:
@@ -98,7 +104,8 @@ class SqliteSource:
         return [self._table(name, columns) for name, columns in found.items()]
 
     def _table(self, name: str, columns: list[tuple]) -> Table:
-        schema = pa.schema([pa.field(column, arrow_type(declared)) for _, _, column, declared, _, _ in columns])
+        schema = pa.schema([pa.field(column, arrow_type(declared) if declared else self._held_type(name, column))
+                            for _, _, column, declared, _, _ in columns])
         keyed = sorted((pk, column, declared, notnull) for _, _, column, declared, pk, notnull in columns if pk)
         key = tuple(column for _, column, _, _ in keyed)
         rowid = len(keyed) == 1 and keyed[0][2].upper() == "INTEGER"
@@ -109,6 +116,14 @@ class SqliteSource:
             if self.query(f"select 1 from {quote(name)} where {where} limit 1"):
                 key = ()
         return Table(name, schema, key, source_types=tuple(row[3] for row in columns))
+
+    def _held_type(self, table: str, column: str) -> pa.DataType:
+        """The type of a column that declares none (as every `create table .. as select` makes them): what its cells are."""
+        held = {kind for (kind,) in self.query(f"select distinct typeof({quote(column)}) from {quote(table)}")} - {"null"}
+        if held <= {"integer", "real"} and "real" in held:
+            return pa.float64()
+        # Mixed cells have no common type: as binary, the first one that is no BLOB fails the table by name.
+        return {"integer": pa.int64(), "text": pa.string(), "": pa.string()}.get("".join(held), pa.binary())
 
     def measure(self, table: Table) -> Table:
         width = "+".join(f"coalesce(octet_length({quote(c)}),0)" for c in table.schema.names) + f"+{8 * len(table.schema)}"
@@ -167,22 +182,26 @@ class SqliteSource:
 
         ADBC infers a column's type from the first batch; a first row of typed constants settles it (libraries.md §5).
         """
-        wide = " or ".join(f"octet_length({quote(f.name)}) > {WIDE_BYTES}" for f, declared in zip(
-            table.schema, table.source_types, strict=True) if _may_be_wide(f, declared))
-        columns = [_exact(f, declared) for f, declared in zip(table.schema, table.source_types, strict=True)]
+        parts = list(zip(table.schema, table.source_types, strict=True))
+        wide = " or ".join(f"octet_length({quote(f.name)}) > {WIDE_BYTES}" for f, declared in parts if _may_be_wide(f, declared))
+        odd = " or ".join(_MISFIT["binary"].format(c=quote(f.name)) for f in table.schema if pa.types.is_binary(f.type))
+        columns = [_exact(f, declared) for f, declared in parts]
         batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // (self._row_bytes.get(table.name, 1024) + 1)))
         if not wide:
             yield from self._batches(connection, table, columns, "0", tail, params, batch_rows)
             return
-        bulk = [f"case when octet_length({quote(f.name)}) <= {WIDE_BYTES} then {c} end" if _may_be_wide(f, d) else c
-                for f, c, d in zip(table.schema, columns, table.source_types, strict=True)]
+        bulk = [f"case when octet_length({quote(f.name)}) <= {WIDE_BYTES} then {c} end" if _may_be_wide(f, declared) else c
+                for (f, declared), c in zip(parts, columns, strict=True)]
+        mark = f"case {f'when {odd} then 2' if odd else ''} when {wide} then 1 else 0 end"
         found = 0
-        for batch in self._batches(connection, table, bulk, f"coalesce({wide}, 0)", tail, params, batch_rows, cast=False):
+        for batch in self._batches(connection, table, bulk, mark, tail, params, batch_rows, cast=False):
             marks = batch.column(batch.num_columns - 1)
             rows = batch.select(list(range(batch.num_columns - 1)))
-            large = len(marks) - _zeros(marks)
-            found += large
-            yield cast_batch(rows.filter(_is_zero(marks)) if large else rows, table)
+            highest = pc.max(marks).as_py()
+            if highest == 2:                       # the driver would hand out the text of a number as if it were a BLOB
+                raise self._explain(connection, table, tail, params, TypeError("mismatch"))
+            found += highest
+            yield cast_batch(rows.filter(pc.equal(marks, 0)) if highest else rows, table)
         if found:
             source = f"(select * {tail}) where ({wide})"
             length = "+".join(f"coalesce(octet_length({quote(f.name)}),0)" for f in table.schema)
@@ -212,15 +231,15 @@ class SqliteSource:
 
     def _explain(self, connection, table: Table, tail: str, params: Sequence[Any], error: Exception) -> Exception:
         """The driver names a column's number at most: find the row whose value is not of its column's storage class."""
-        text = str(error)
+        text = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ").removeprefix("[SQLite] ")
         if "mismatch" not in text and "Mismatch" not in text:
-            return Transient(f"{table.name}: {text}") if "locked" in text or "busy" in text else CopyError(f"{table.name}: {text}")
+            if "locked" in text or "busy" in text:
+                return Transient(f"{table.name}: {text}")
+            return CopyError(f"{table.name}: {text}", hint=_DAMAGED if "malformed" in text else "")
         keys = ",".join(map(quote, table.key)) or "'-'"
         for field in table.schema:
-            allowed = {"int64": "'integer'", "double": "'real','integer'"}.get(str(field.type), "'blob','text'")
-            column = quote(field.name)
-            hit = self.run(connection, f"select typeof({column}), {keys} {tail} and typeof({column}) not in ('null',{allowed}) limit 1",
-                              params)
+            misfit = _MISFIT.get(str(field.type), "0").format(c=quote(field.name))
+            hit = self.run(connection, f"select typeof({quote(field.name)}), {keys} {tail} and ({misfit}) limit 1", params)
             if hit:
                 kind, *key = hit[0]
                 return ValueRefused(
@@ -271,6 +290,9 @@ class SqliteSource:
             try:
                 self.run(connection, f"pragma busy_timeout={BUSY_MS}")
                 self.run(connection, "select count(*) from sqlite_schema")
+            except CopyError as error:
+                connection.close()
+                raise SetupError(error.message, hint=error.hint) from None
             except BaseException:
                 connection.close()
                 raise
@@ -323,6 +345,8 @@ def arrow_type(declared: str) -> pa.DataType:
 def _exact(field: pa.Field, declared: str) -> str:
     """The select expression that loses nothing: a REAL becomes text with 15 digits if that is it exactly, else with 17."""
     column = quote(field.name)
+    if not declared and pa.types.is_floating(field.type):   # an integer that a double cannot hold becomes a BLOB, which is refused
+        return f"case when typeof({column}) = 'integer' and abs({column} / 2) >= {2**52} then x'' else {column} end"
     if affinity(declared) != "NUMERIC" or not (pa.types.is_string(field.type) or pa.types.is_decimal(field.type)):
         return column
     return (f"case when typeof({column}) <> 'real' then {column} when cast(cast({column} as text) as real) = {column} "
@@ -355,14 +379,6 @@ def _ranges(bounds: list[tuple[Any, ...]]) -> list[KeyRange]:
     return [KeyRange(lo, hi) for lo, hi in zip([None, *bounds], [*bounds, None], strict=True)]
 
 
-def _is_zero(marks: pa.Array) -> pa.Array:
-    return pc.equal(marks, 0)
-
-
-def _zeros(marks: pa.Array) -> int:
-    return pc.sum(_is_zero(marks)).as_py() or 0
-
-
 @contextmanager
 def _told(path: Path, table: str) -> Iterator[None]:
     """The driver's errors as ours: a lock is transient, everything else says which file and table."""
@@ -370,10 +386,12 @@ def _told(path: Path, table: str) -> Iterator[None]:
         yield
     except adbc_driver_manager.Error as error:
         where = f"{path}{': ' + table if table else ''}"
-        text = str(error).splitlines()[0]
+        text = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ").removeprefix("[SQLite] ")
         if "locked" in text or "busy" in text:
             raise Transient(f"{where}: the database is locked by another program", hint="it is tried again") from None
-        if "not a database" in text or "malformed" in text or "unable to open" in text or "readonly" in text:
+        if "malformed" in text:
+            raise CopyError(f"{where}: {text}", hint=_DAMAGED) from None
+        if "not a database" in text or "unable to open" in text or "readonly" in text:
             raise SetupError(f"{where}: {text}", hint="check that the file is an undamaged SQLite database that skylift may "
                              "write its change log to, or add ?mode=ro") from None
         raise CopyError(f"{where}: {text}") from None

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from skylift.connectors import Batches, Source, Target
+from skylift.connectors import Batches, Source, TableState, Target
 from skylift.engine.copy import CHUNK_BYTES, columns_of
 from skylift.engine.hashing import digest_all, row_hashes
+from skylift.errors import CopyError
 from skylift.model import CopyTask, Digest
 
 BUCKETS = 4096
@@ -28,7 +29,7 @@ class TableDifference:
     """How one table compares. The samples are texts like `('C0001',)` or `('C0001',): Name, Balance`."""
 
     task: CopyTask
-    source: Digest
+    source: Digest | None                   # None: the source's table cannot be read
     target: Digest | None                   # None: the target has no such table
     missing: tuple[str, ...] = ()           # keys in the source only
     extra: tuple[str, ...] = ()             # keys in the target only
@@ -37,7 +38,7 @@ class TableDifference:
 
     @property
     def equal(self) -> bool:
-        return self.source == self.target
+        return self.source is not None and self.source == self.target
 
 
 def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, workers: int = 2,
@@ -48,18 +49,26 @@ def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *,
         for task in tasks:
             if stop():
                 return
-            state = states.get(task.target)
-            readers = _source_readers(task, source, target)
-            total = _total(pool, readers())
-            if state is None:
-                yield TableDifference(task, total, None, note="the target holds no finished copy of this table")
-            elif state.columns != columns_of(task.table):
-                yield TableDifference(task, total, None, note="the source's columns have changed since the last copy")
-            else:
-                def parts(task: CopyTask = task) -> list[Batches]:
-                    return target.read_parts(task.target, task.table.schema, workers)
-                found = _total(pool, parts())
-                yield TableDifference(task, total, found) if total == found else _descend(task, total, found, readers, parts)
+            try:
+                yield _compare(task, states.get(task.target), source, target, pool, workers)
+            except CopyError as error:             # this table cannot be read; the others can
+                yield TableDifference(task, None, None, note=str(error))
+
+
+def _compare(task: CopyTask, state: TableState | None, source: Source, target: Target, pool: ThreadPoolExecutor,
+             workers: int) -> TableDifference:
+    readers = _source_readers(task, source, target)
+    total = _total(pool, readers())
+    if state is None:
+        return TableDifference(task, total, None, note="the target holds no finished copy of this table")
+    if state.columns != columns_of(task.table):
+        return TableDifference(task, total, None, note="the source's columns have changed since the last copy")
+
+    def parts() -> list[Batches]:
+        return target.read_parts(task.target, task.table.schema, workers)
+
+    found = _total(pool, parts())
+    return TableDifference(task, total, found) if total == found else _descend(task, total, found, readers, parts)
 
 
 def _source_readers(task: CopyTask, source: Source, target: Target) -> Callable[[], list[Batches]]:
