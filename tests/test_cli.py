@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import duckdb
 import httpx
@@ -14,7 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from skylift.cli import app
+from skylift.migration import Migration
+from skylift.model import Setup
+from skylift.query import Query
 from skylift.sample import BASE, create_sample
+from skylift.settings import Settings
+from skylift.store import open_store
 
 COMPANY = "CRONUS International Ltd_"
 ENTRIES = f'"{COMPANY}$G_L Entry${BASE}"'
@@ -48,6 +53,15 @@ def ready(call, source):
     assert call("setup", "--product", "DynamicsBCLast", "--source", f"sqlite:///{source}")[0] == 0
     assert call("companies", "--mark-all", "--create")[0] == 0
     return source
+
+
+@contextmanager
+def migration_of(home):
+    """The service on a home, for what a command that was interrupted leaves behind."""
+    settings = Settings(home=home)
+    store = open_store(settings.store)
+    yield Migration(store, settings)
+    store.close()
 
 
 def commands(group=app, before=()):
@@ -149,7 +163,10 @@ def test_verify_finds_what_was_changed_behind_its_back(call, ready, tmp_path):
 def test_a_run_that_is_not_waited_for_is_carried_out_by_whoever_coordinates_next(call, ready, tmp_path):
     code, run, _ = call("run", "--no-wait", "--json")
     assert (code, run["status"]) == (0, "InProgress")
-    assert call("run")[0] == 3                                                     # one at a time
+    code, _, error = call("run", "--kind", "diagnostic")                          # one at a time
+    assert (code, "a run of another kind (full) is in progress" in error, "first: skylift run" in error) == (3, True, True)
+    code, _, error = call("disable")
+    assert (code, "skylift run or skylift coordinate goes on with it" in error) == (3, True)
 
     worker = subprocess.Popen([sys.executable, "-m", "skylift", "coordinate"])
     code, out, _ = call("status", "--watch")
@@ -158,6 +175,30 @@ def test_a_run_that_is_not_waited_for_is_carried_out_by_whoever_coordinates_next
     assert code == 0
     assert "UpgradePending: 30 of 30 tables" in out
     assert worker.wait(20) == 0
+
+
+def test_a_run_or_an_upgrade_that_nobody_works_on_is_gone_on_with_when_it_is_asked_for_again(call, ready, tmp_path):
+    _, recorded, _ = call("run", "--no-wait", "--json")
+    code, document, error = call("run", "--json")
+    assert (code, document["run"]["id"], document["run"]["status"]) == (0, recorded["id"], "UpgradePending")
+    assert "a run is under way already, going on with it" in error
+
+    with migration_of(tmp_path / "home") as migration:
+        migration.run_data_upgrade()
+    code, out, error = call("upgrade")
+    assert (code, "Completed" in out, "an upgrade is under way already" in error) == (0, True, True)
+
+
+def test_creation_of_companies_that_nobody_works_on_is_gone_on_with(call, source, tmp_path):
+    assert call("setup", "--product", "DynamicsBCLast", "--source", f"sqlite:///{source}")[0] == 0
+    assert call("companies", "--mark-all")[0] == 0
+    with migration_of(tmp_path / "home") as migration:
+        migration.complete_setup(migration.select(Setup, Query())[0].id)
+
+    code, companies, error = call("companies", "--create", "--json")
+
+    assert (code, {company["created"] for company in companies}) == (0, {True})
+    assert "companies are being created already, going on with it" in error
 
 
 def test_a_command_waits_for_the_coordinator_that_holds_the_lease(call, ready):

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from skylift.cli.follow import WORKING, Tally, meter, newest_run, tables_of, wait, wait_for_run
+from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, wait, wait_for_run
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, app, command
-from skylift.errors import NotFound, SetupError
+from skylift.errors import NotFound, SetupError, StateError
 from skylift.model import Run, RunTable, Setup, SourceCompany, Token
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus
@@ -98,7 +98,12 @@ def companies(
     if create:
         if not found:
             raise SetupError("the source has no companies yet", hint="connect it first: skylift setup --product P --source URL")
-        migration.complete_setup(_setup(session).id)        # the product's default mappings, and then the companies
+        try:
+            migration.complete_setup(_setup(session).id)    # the product's default mappings, and then the companies
+        except StateError as error:
+            if error.code != "CreatingCompanies":
+                raise
+            session.note("companies are being created already, going on with it")
         state = wait(session, lambda: _setup(session).state, lambda state: state != MigrationState.CREATING_COMPANIES)
         session.say(f"state: {state}")
     _list_companies(session)
@@ -112,8 +117,19 @@ def run(
                                             "diagnostic: check, write nothing.")] = Kind.NORMAL,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the run is recorded; a coordinator works on it.")] = False,
 ) -> int:
-    """Copy the marked companies and verify every table. Exit code 1 if a table failed."""
-    started = session.migration.run_replication(kind=ReplicationType(kind.capitalize()))
+    """Copy the marked companies and verify every table; goes on with a run that is under way. Exit code 1 if a table failed."""
+    wanted = ReplicationType(kind.capitalize())
+    try:
+        started = session.migration.run_replication(kind=wanted)
+    except StateError as error:
+        under_way = _under_way(session, RunStatus.IN_PROGRESS) if error.code == "RunInProgress" and not no_wait else None
+        if under_way is None:
+            raise
+        if wanted not in (ReplicationType.NORMAL, under_way.replication_type):
+            raise StateError(f"a run of another kind ({under_way.replication_type.lower()}) is in progress",
+                             hint="go on with it first: skylift run", code=error.code) from None
+        session.note("a run is under way already, going on with it")
+        started = under_way
     if no_wait:
         session.say(f"run {started.run_id} is recorded; skylift serve or skylift coordinate carries it out")
         session.answer(started)
@@ -144,10 +160,17 @@ def status(
 
 @command("skylift upgrade")
 def upgrade(session: Session) -> int:
-    """Run the data upgrade that follows the last run of a product with upgrades, and wait for it."""
+    """Run the data upgrade that follows the last run of a product with upgrades, and wait for it; goes on with one under way."""
     migration = session.migration
     newest = _newest(session)
-    migration.run_data_upgrade(newest.id)
+    try:
+        migration.run_data_upgrade(newest.id)
+    except StateError as error:
+        under_way = _under_way(session, RunStatus.UPGRADE_IN_PROGRESS) if error.code == "UpgradeInProgress" else None
+        if under_way is None:
+            raise
+        session.note("an upgrade is under way already, going on with it")
+        newest = under_way
     ended = wait(session, lambda: migration.get(Run, newest.id), lambda state: state.status is not RunStatus.UPGRADE_IN_PROGRESS)
     return _report(session, ended)
 
@@ -239,6 +262,12 @@ def _newest(session: Session) -> Run:
     if newest is None:
         raise SetupError("no source was connected yet", hint="connect one first: skylift setup --product P --source URL")
     return newest
+
+
+def _under_way(session: Session, status: RunStatus) -> Run | None:
+    """The run of that status, for a command that joins it; there is one at most."""
+    runs = session.migration.select(Run, Query(where=equals("status", status)))
+    return runs[0] if runs else None
 
 
 def _say_state(session: Session) -> None:

@@ -52,6 +52,10 @@ class Session:
         """A line for people; on stderr when stdout belongs to a JSON document."""
         (self.progress if self.as_json else self._out).print(Text(text), soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """A line for people that is not the answer; always on stderr."""
+        self.progress.print(Text(text), soft_wrap=True)
+
     def answer(self, document: Any) -> None:
         """The command's one JSON document; nothing without --json."""
         if self.as_json:

@@ -24,24 +24,29 @@ IfMatch = Callable[[Any], None]      # called with the current row; raises Confl
 
 # Why a verb is refused in a state: sentence, hint, code. Source: behaviour.md §3, §4.3.
 _REFUSED = {
-    MigrationState.NOT_SET_UP: ("the migration is not set up", "connect a source first (POST setupCloudMigration, skylift setup)",
+    MigrationState.NOT_SET_UP: ("the migration is not set up", "connect a source first (skylift setup; API: POST setupCloudMigration)",
                                 "NotSetUp"),
     MigrationState.AWAITING_AGENT: ("the migration waits for its integration runtime",
                                     "set it up again with runtimeName, or with sqlServerType AzureSQL", "AwaitingAgent"),
-    MigrationState.ENABLED: ("no company has been created yet", "complete the set-up (completeSetup), or mark companies and create them",
-                             "SetupNotComplete"),
-    MigrationState.CREATING_COMPANIES: ("companies are being created", "wait until it is done", "CreatingCompanies"),
-    MigrationState.CREATION_FAILED: ("creating companies failed: {creation_error}", "mend that and create the companies again",
-                                     "CreationFailed"),
-    MigrationState.READY: ("there is nothing to upgrade", "run the replication first", "NothingToUpgrade"),
-    MigrationState.REPLICATING: ("a replication run is in progress", "wait until it has ended", "RunInProgress"),
-    MigrationState.UPGRADE_PENDING: ("the data upgrade is pending", "run the data upgrade first (runDataUpgrade)", "UpgradePending"),
-    MigrationState.UPGRADING: ("the data upgrade is in progress", "wait until it has ended", "UpgradeInProgress"),
-    MigrationState.UPGRADE_FAILED: ("the data upgrade has failed", "run it again, or reset the cloud data and replicate everything anew",
-                                    "UpgradeFailed"),
+    MigrationState.ENABLED: ("no company has been created yet", "mark companies and create them (skylift companies --mark NAME --create; "
+                             "API: replicate = true, completeSetup)", "SetupNotComplete"),
+    MigrationState.CREATING_COMPANIES: ("companies are being created", "wait until it is done; if nobody works on it, "
+                                        "skylift companies --create or skylift coordinate goes on with it", "CreatingCompanies"),
+    MigrationState.CREATION_FAILED: ("creating companies failed: {creation_error}", "mend that and create the companies again "
+                                     "(skylift companies --create)", "CreationFailed"),
+    MigrationState.READY: ("there is nothing to upgrade", "run the replication first (skylift run; API: runReplication)",
+                           "NothingToUpgrade"),
+    MigrationState.REPLICATING: ("a replication run is in progress", "wait until it has ended; if nobody works on it, "
+                                 "skylift run or skylift coordinate goes on with it", "RunInProgress"),
+    MigrationState.UPGRADE_PENDING: ("the data upgrade is pending", "run the data upgrade first (skylift upgrade; API: runDataUpgrade)",
+                                    "UpgradePending"),
+    MigrationState.UPGRADING: ("the data upgrade is in progress", "wait until it has ended; if nobody works on it, "
+                               "skylift upgrade or skylift coordinate goes on with it", "UpgradeInProgress"),
+    MigrationState.UPGRADE_FAILED: ("the data upgrade has failed", "run it again (skylift upgrade), or reset the cloud data "
+                                    "(skylift reset) and replicate everything anew", "UpgradeFailed"),
     MigrationState.UPGRADED: ("the data has been upgraded; replicating again would mix raw rows with upgraded ones",
-                              "complete the migration (completeCloudMigration)", "Upgraded"),
-    MigrationState.DISABLED: ("the migration is disabled", "set it up again (PATCH setupCloudMigration, skylift setup)", "50016"),
+                              "complete the migration (skylift complete; API: completeCloudMigration)", "Upgraded"),
+    MigrationState.DISABLED: ("the migration is disabled", "set it up again (skylift setup; API: PATCH setupCloudMigration)", "50016"),
 }
 
 
