@@ -76,6 +76,33 @@ def test_a_literal_of_the_wrong_type_is_refused(text):
     assert refusal(text, entity_set)[:2] == (400, "BadRequest")
 
 
+@pytest.mark.parametrize("word", ["not-a-guid", "abc", "00000000-0000-0000-0000-00000000000", "0a000000-0000-0000-0000-0000000000000", "1a",
+                                  "not", "-x", "guid'00000000-0000-0000-0000-000000000000'", "5", "true", "2024-01-01T00:00Z"])
+def test_what_is_no_guid_is_called_that(word):
+    """F6; and the filter after it does not matter."""
+    for text in (f"id eq {word}", f"{word} ne id", f"id in ({word})", f"id in (00000000-0000-0000-0000-000000000000,{word} )",
+                 f"runId eq 'a' and (id eq {word}) or true"):
+        status, code, message = refusal(text)
+        assert (status, code) == (400, "BadRequest") and message.startswith(f"'{word}' is not a GUID; write it as"), text
+
+
+@pytest.mark.parametrize("word", ["2024-01-01", "2024-01-01T10:00:00", "2024-1-1T10:00Z", "2024-01-01T10:00+0100", "2024-01-01T10:00:00.Z",
+                                  "yesterday", "datetime'2024-01-01T10:00:00'", "00000000-0000-0000-0000-000000000000", "20240101"])
+def test_what_is_no_date_time_is_called_that(word):
+    """F6."""
+    for text in (f"startTime ge {word}", f"{word} lt startTime", f"startTime in ({word})"):
+        status, code, message = refusal(text)
+        assert (status, code) == (400, "BadRequest") and message.startswith(f"'{word}' is not a date-time; write it as"), text
+
+
+def test_what_may_stand_beside_a_guid_or_a_time_is_let_through():
+    for text in ("id eq id", "id ne null", "null eq id", "startTime le endTime", "startTime in (endTime,null)",
+                 "year(startTime) eq 2024 and id eq 00000000-0000-0000-0000-00000000000C", "not (startTime gt endTime)"):
+        assert parse(text)
+    assert parse("cloudMigrationStatus/startTime lt cloudMigrationStatus/endTime", RUN_TABLES)
+    assert refusal("startTime gt now()")[0] == 501
+
+
 @pytest.mark.parametrize(("text", "position"), [
     ("", 0), ("runId eq", 8), ("runId 'a'", 6), ("runId eq 'a", 9), ("runId eq 'a' and", 16), ("(runId eq 'a'", 13), ("runId eq 'a')", 12),
     ("runId eq 'a' xor true", 13), ("contains(runId,'a'", 18), ("runId in ()", 10), ("runId in ('a',)", 14), ("runId eq #", 9),

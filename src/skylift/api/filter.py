@@ -31,11 +31,19 @@ _TOKEN = re.compile(r"""
   | (?P<member>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+'(?:[^']|'')*')
   | (?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)
   | (?P<mark>[(),/:*=;]|\$count|\$it|@\w+|-)
+  | (?P<word>[\w.]+)
 """, re.VERBOSE)
+# What was meant as a literal without quotes, or as one of OData 3 (guid'..'), and the property that follows it in `literal eq property`.
+_BARE = re.compile(r"[\w.:+-]+(?:'(?:[^']|'')*')?(?![\w.:+(/'-])")
+_BARE_FIRST = re.compile(_BARE.pattern + r"\s+(?:eq|ne|gt|ge|lt|le)\s+(\w+)(?![\w.(/])")
 
 _LEVEL = {"or": 1, "and": 2, "eq": 3, "ne": 3, "gt": 4, "ge": 4, "lt": 4, "le": 4, "in": 4}
 _FLIPPED = {"eq": "eq", "ne": "ne", "gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}
-_TEXT, _NUMBER, _TIME, _FLAG = "Edm.String", "number", "Edm.DateTimeOffset", "Edm.Boolean"
+_TEXT, _NUMBER, _TIME, _FLAG, _GUID = "Edm.String", "number", "Edm.DateTimeOffset", "Edm.Boolean", "Edm.Guid"
+_EXACT = {                                             # types whose literals stand without quotes: token, how they are called
+    _GUID: ("guid", "a GUID; write it as 01234567-89ab-cdef-0123-456789abcdef, without quotes"),
+    _TIME: ("time", "a date-time; write it as 2026-01-31T12:00:00Z, without quotes"),
+}
 FUNCTIONS: dict[str, tuple[Sequence[tuple[str, ...]], str]] = {       # name: possible argument types, type of the result
     **{name: ([(_TEXT, _TEXT)], _FLAG) for name in ("contains", "startswith", "endswith")},
     **{name: ([(_TEXT,)], _TEXT) for name in ("tolower", "toupper", "trim")},
@@ -133,10 +141,14 @@ class _Parser:
             if operator == "in":
                 left = self._member(left)
             else:
+                self._check_bare(left.type)
                 right = self.expression(_LEVEL[operator] + 1)
                 left = self._logical(operator, left, right) if operator in ("and", "or") else self._compare(operator, left, right)
 
     def _unary(self) -> Term:
+        first = _BARE_FIRST.match(self.text, self.tokens[self.next][2])
+        if first is not None and (prop := self.entity_set.find_property(first[1])) is not None:
+            self._check_bare(prop.edm)
         if self.take("not"):
             with _Deeper(self):
                 return Term(Call("not", (self.condition(self._unary()).expression,)), _FLAG)
@@ -151,7 +163,7 @@ class _Parser:
             case "text":
                 return Term(Literal(token[1:-1].replace("''", "'")), _TEXT)
             case "guid":
-                return Term(Literal(UUID(token)), "Edm.Guid")
+                return Term(Literal(UUID(token)), _GUID)
             case "time":
                 return Term(Literal(self._time(token)), _TIME)
             case "date":
@@ -228,6 +240,7 @@ class _Parser:
         items: list[Term] = []
         with _Deeper(self):
             while not items or self.take(","):
+                self._check_bare(left.type)
                 items.append(self.primary())
         self._expect(")")
         equals = [self._compare("eq", left, item, wildcard=False) for item in items]
@@ -273,7 +286,7 @@ class _Parser:
     def _compare_null(self, operator: str, left: Term, right: Term) -> Term:
         """Nothing is ever null; on text it means empty, on times and GUIDs unset (F5)."""
         left, right = (right, left) if left.type == "null" else (left, right)
-        unset = {_TEXT: "", _TIME: UNSET_TIME, "Edm.Guid": NO_ID}.get(left.type)
+        unset = {_TEXT: "", _TIME: UNSET_TIME, _GUID: NO_ID}.get(left.type)
         if operator not in ("eq", "ne") or unset is None or left.is_option:
             return Term(Literal(operator == ("eq" if left.type == "null" else "ne")), _FLAG)
         return self._compare(operator, left, Term(Literal(unset), left.type))
@@ -293,6 +306,19 @@ class _Parser:
         return Term(Call("case", (term.expression, Literal(pairs))), _TEXT)
 
     # -------------------------------------------------------------- literals
+
+    def _check_bare(self, wanted: str) -> None:
+        """Refuse what stands, next, for a GUID or a time and is none: not an unknown property, nor a negation (F6)."""
+        token_kind, called = _EXACT.get(wanted, ("", ""))
+        kind, token, position = self.tokens[self.next]
+        bare = _BARE.match(self.text, position)
+        if bare is None or not called or (bare[0] == token and (
+                kind == token_kind or (kind == "name" and (token == "null" or self._is_property(token))))):
+            return
+        raise bad_request(f"'{bare[0]}' is not {called}.")
+
+    def _is_property(self, name: str) -> bool:
+        return any(find(name) is not None for find in (self.entity_set.find_property, self.entity_set.find_navigation))
 
     def _time(self, token: str) -> datetime:
         match = re.fullmatch(r"(.{16})(?::(\d\d)(?:\.(\d+))?)?([Zz]|([+-])(\d\d):(\d\d))", token)
