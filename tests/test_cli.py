@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from skylift.cli import app
+from skylift.cli.follow import Pace, Tally
 from skylift.migration import Migration
 from skylift.model import Setup
 from skylift.query import Query
@@ -187,6 +188,28 @@ def test_a_run_or_an_upgrade_that_nobody_works_on_is_gone_on_with_when_it_is_ask
         migration.run_data_upgrade()
     code, out, error = call("upgrade")
     assert (code, "Completed" in out, "an upgrade is under way already" in error) == (0, True, True)
+
+
+def test_status_says_that_nobody_works_on_a_run(call, ready):
+    call("run", "--no-wait")
+    _, out, _ = call("status")
+    assert "no coordinator is working: skylift run goes on with it" in out
+
+    assert call("run")[0] == 0
+    _, out, _ = call("status")
+    assert "no coordinator" not in out
+
+
+def test_pace_counts_from_the_first_look_on():
+    now = [100.0]
+    pace = Pace(lambda: now[0])
+
+    def tally(rows):
+        return Tally(tables=1, ended=0, failed=0, copied_rows=rows, total_rows=10_000, done=rows, work=10_000)
+
+    assert pace.look(tally(8_000)) == ("0 rows/s", "")
+    now[0] = 102.0
+    assert pace.look(tally(9_000)) == ("500 rows/s", "about 2 s left")
 
 
 def test_creation_of_companies_that_nobody_works_on_is_gone_on_with(call, source, tmp_path):

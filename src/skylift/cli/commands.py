@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, wait, wait_for_run
+from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, unattended, wait, wait_for_run
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, app, command
 from skylift.errors import NotFound, SetupError, StateError
 from skylift.model import Run, RunTable, Setup, SourceCompany, Token
@@ -145,9 +145,14 @@ def status(
     """Where the migration stands: its state, the newest run, failed tables. Exit code 1 if the newest run failed."""
     newest = newest_run(session)
     if watch and newest:
+        said = ""
         with meter(session) as show:
             while newest.status in WORKING:
                 show(newest, tables_of(session, newest))
+                alone = unattended(session, newest)
+                if alone and alone != said:
+                    session.note(alone)
+                said = alone
                 time.sleep(1)
                 newest = session.migration.get(Run, newest.id)
     known = session.migration.select(Setup, Query())
@@ -286,6 +291,8 @@ def _report(session: Session, run: Run) -> int:
             (company or "(all companies)", *_sums([table for table in tables if table.company_name == company]))
             for company in sorted({table.company_name for table in tables})])
         session.say(run.details)
+    if alone := unattended(session, run):
+        session.say(alone)
     session.table(("failed table", "error"), [(f"{t.company_name} {t.table_name}".strip(), t.errors) for t in failed])
     session.answer({"state": _setup(session).state, "run": run, "tables": tables})
     return FAILED if failed or run.status in (RunStatus.FAILED, RunStatus.UPGRADE_FAILED) else OK

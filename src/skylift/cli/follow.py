@@ -115,13 +115,37 @@ class Tally:
                 + f", {self.copied_rows:,} of {self.total_rows:,} rows copied")
 
 
+class Pace:
+    """How fast it goes since the first look; what was copied before that says nothing about it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._first: Tally | None = None
+
+    def look(self, tally: Tally) -> tuple[str, str]:
+        """The rate and, once some of the work is done, the time that is left."""
+        self._first = first = self._first or tally
+        elapsed = self._clock() - self._began
+        rate = f"{max(0, tally.copied_rows - first.copied_rows) / max(0.001, elapsed):,.0f} rows/s"
+        done, left = tally.done - first.done, tally.work - tally.done
+        told = left > 0 and done > 0.05 * (done + left)
+        return rate, f"about {elapsed * left / done:,.0f} s left" if told else ""
+
+
+def unattended(session: Session, run: Run) -> str:
+    """What to say if nobody works on a run that is in progress; '' if somebody does, or it has ended."""
+    from skylift.migration.coordinator import is_coordinated
+
+    if run.status not in WORKING or is_coordinated(session.migration.store):
+        return ""
+    return f"no coordinator is working: skylift {'run' if run.status is RunStatus.IN_PROGRESS else 'upgrade'} goes on with it"
+
+
 @contextmanager
 def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
     """A function that shows a run and its tables; call it often."""
-    started = time.monotonic()
-
-    def rate(tally: Tally) -> str:
-        return f"{tally.copied_rows / max(0.001, time.monotonic() - started):,.0f} rows/s"
+    pace = Pace(time.monotonic)
 
     if session.progress.is_terminal and not session.as_json:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"),
@@ -131,7 +155,7 @@ def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
 
             def draw(run: Run, tables: list[RunTable]) -> None:
                 tally = Tally.of(tables)
-                bar.update(task, description=str(tally), total=tally.work or None, completed=tally.done, rate=rate(tally))
+                bar.update(task, description=str(tally), total=tally.work or None, completed=tally.done, rate=pace.look(tally)[0])
 
             yield draw
         return
@@ -141,10 +165,9 @@ def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
         nonlocal last
         now = time.monotonic()
         tally = Tally.of(tables)
+        rate, left = pace.look(tally)
         if tables and (now - last >= LINE_S or run.status not in WORKING):
             last = now
-            share = tally.done / tally.work
-            left = f", about {(now - started) * (1 - share) / share:,.0f} s left" if 0.05 < share < 1 else ""
-            session.progress.print(f"{run.status}: {tally}, {rate(tally)}{left}", soft_wrap=True)
+            session.note(f"{run.status}: {tally}, {', '.join(part for part in (rate, left) if part)}")
 
     yield line

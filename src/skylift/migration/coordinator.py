@@ -70,6 +70,12 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool]) -> No
             _pause(max(1.0, settings.poll_s), ending)
 
 
+def is_coordinated(store: Store) -> bool:
+    """Whether some coordinator holds the lease: what is in progress moves on only then."""
+    with store.read() as connection:
+        return leases.held_by(connection, LEASE) != ""
+
+
 class Lease:
     """The right to work, renewed by a thread of its own so that a long step does not cost it."""
 
