@@ -46,8 +46,8 @@ def test_columns_without_a_type_move_as_what_their_cells_are(source, target):
 def test_a_cell_of_another_type_than_its_column_fails_the_table_by_key(source, target, declared, usual, odd, many):
     source.execute(f"create table t (id integer primary key, c {declared})",
                    f"insert into t values (-1, {usual}), ({many + 1}, {odd})",
-                   f"with recursive n(i) as (select 2 union all select i + 1 from n where i < {many}) insert into t select i, {usual} from n"
-                   f" where {many}")
+                   f"with recursive n(i) as (select 2 union all select i + 1 from n where i < {many})"
+                   f" insert into t select i, {usual} from n where {many}")
 
     error = migrate(source.url, target.url, "c1")["t"].error
 

@@ -32,7 +32,7 @@ from skylift.errors import CopyError, SetupError, SkyliftError, Transient, Value
 from skylift.model import KeyRange, Table, Watermark
 
 BATCH_ROWS = 16_384
-BATCH_BYTES = 8 * 2**20          # Arrow bytes of one batch; what is in flight is a few of these per worker
+BATCH_BYTES = 16 * 2**20          # Arrow bytes of one batch; what is in flight is a few of these per worker
 _DAMAGED = "the source file is damaged: restore it from a backup, or rescue what can be read with sqlite3's .recover"
 WIDE_BYTES = 64 * 2**10           # a larger value leaves the bulk query and is read a few rows at a time
 COUNTED_ROWS = 10_000             # a key range up to this wide is counted, not sampled
@@ -188,13 +188,13 @@ class SqliteSource:
         columns = [_exact(f, declared) for f, declared in parts]
         batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // (self._row_bytes.get(table.name, 1024) + 1)))
         if not wide:
-            yield from self._batches(connection, table, columns, "0", tail, params, batch_rows)
+            yield from self._batches(connection, table, columns, "", tail, params, batch_rows)
             return
         bulk = [f"case when octet_length({quote(f.name)}) <= {WIDE_BYTES} then {c} end" if _may_be_wide(f, declared) else c
                 for (f, declared), c in zip(parts, columns, strict=True)]
         mark = f"case {f'when {odd} then 2' if odd else ''} when {wide} then 1 else 0 end"
         found = 0
-        for batch in self._batches(connection, table, bulk, mark, tail, params, batch_rows, cast=False):
+        for batch in self._batches(connection, table, bulk, mark, tail, params, batch_rows):
             marks = batch.column(batch.num_columns - 1)
             rows = batch.select(list(range(batch.num_columns - 1)))
             highest = pc.max(marks).as_py()
@@ -206,15 +206,17 @@ class SqliteSource:
             source = f"(select * {tail}) where ({wide})"
             length = "+".join(f"coalesce(octet_length({quote(f.name)}),0)" for f in table.schema)
             [(largest,)] = self.run(connection, f"select max({length}) from {source}", params)
-            yield from self._batches(connection, table, columns, "0", f"from {source}", params, max(1, BATCH_BYTES // largest))
+            yield from self._batches(connection, table, columns, "", f"from {source}", params, max(1, BATCH_BYTES // largest))
 
     def _batches(self, connection, table: Table, columns: list[str], mark: str, tail: str, params: Sequence[Any],
-                 batch_rows: int, cast: bool = True) -> Batches:
-        typed = ",".join(f"{_sentinel(f.type)} {quote(f.name)}" for f in table.schema)
+                 batch_rows: int) -> Batches:
+        """Batches of the table's schema; with a `mark` (an integer per row) as the driver hands them out, the mark last."""
+        typed = ",".join(f"{_sentinel(f.type)} {quote(f.name)}" for f in table.schema) + (", 0" if mark else "")
+        selected = ",".join([*columns, mark] if mark else columns)
         with connection.cursor() as cursor:
             cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": batch_rows})
             with _told(self.path, table.name):
-                cursor.execute(f"select {typed}, 0 union all select {','.join(columns)}, {mark} {tail}", list(params) or None)
+                cursor.execute(f"select {typed} union all select {selected} {tail}", list(params) or None)
                 reader = cursor.fetch_record_batch()
             first = True
             while True:
@@ -227,7 +229,7 @@ class SqliteSource:
                 if first:
                     batch, first = batch.slice(1), False
                 if batch.num_rows:
-                    yield cast_batch(batch.select(list(range(len(columns)))), table) if cast else batch
+                    yield batch if mark else cast_batch(batch, table)
 
     def _explain(self, connection, table: Table, tail: str, params: Sequence[Any], error: Exception) -> Exception:
         """The driver names a column's number at most: find the row whose value is not of its column's storage class."""
