@@ -78,8 +78,9 @@ def test_help_of_every_command_ends_with_an_example_of_it(call, command):
 
     assert code == 0
     assert out.rstrip().splitlines()[-1].strip(" │").startswith(f"Example: skylift {' '.join(command)}")
-    for option in ("--home", "--target", "--json"):
+    for option in ("--home", "--json"):
         assert option in out
+    assert ("--target" in out) == (command[-1] in ("setup", "companies", "run", "upgrade", "verify", "serve", "coordinate"))
 
 
 def test_life_of_a_migration_from_setup_to_completion(call, source):
@@ -130,6 +131,23 @@ def test_setup_shows_the_companies_and_keeps_the_target(call, source, tmp_path):
 
     assert target.exists()
     assert not (tmp_path / "home" / "target.duckdb").exists()
+
+
+def test_another_target_than_the_one_kept_at_setup_is_refused_wherever_it_comes_from(call, ready, tmp_path, monkeypatch):
+    kept = f"the target of this home is duckdb:///{tmp_path}/home/target.duckdb"
+    for command in ("run", "verify", "serve", "companies"):
+        code, out, error = call(command, "--target", "duckdb:///other.duckdb")
+        assert (code, out, kept in error.replace("\n", " ")) == (2, "", True)
+    assert call("run", "--target", "duckdb:///home/target.duckdb")[0] == 0                          # the same, otherwise written
+    monkeypatch.setenv("SKYLIFT_TARGET", "duckdb:///other.duckdb")
+    code, _, error = call("status")
+    assert (code, kept in error, "hint: leave out --target and SKYLIFT_TARGET" in error) == (2, True, True)
+
+    assert call("setup", "--product", "DynamicsBCLast")[0] == 0                                    # here it may be changed
+    monkeypatch.delenv("SKYLIFT_TARGET")
+    assert call("run", "--target", f"duckdb:///{tmp_path}/home/target.duckdb")[0] == 2
+    assert call("run")[0] == 0
+    assert (tmp_path / "other.duckdb").exists()
 
 
 def test_run_shows_what_each_company_got_and_names_failed_tables(call, ready):

@@ -61,7 +61,7 @@ def sample(
     session.answer({"path": path, "companies": companies, "tables": len(written), "rows": sum(written.values())})
 
 
-@command("skylift setup --product DynamicsBCLast --source sqlite:///bc.db")
+@command("skylift setup --product DynamicsBCLast --source sqlite:///bc.db", target=True)
 def setup(
     session: Session,
     product: Annotated[str, typer.Option(help="DynamicsBC, DynamicsBCLast, DynamicsGP, DynamicsSL or Custom.")],
@@ -78,7 +78,7 @@ def setup(
     _list_companies(session)
 
 
-@command("skylift companies --mark 'CRONUS International Ltd.' --create")
+@command("skylift companies --mark 'CRONUS International Ltd.' --create", target=True)
 def companies(
     session: Session,
     mark: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Include this company in the next runs (repeatable).")] = None,
@@ -110,7 +110,7 @@ def companies(
     return FAILED if create and state == MigrationState.CREATION_FAILED else OK
 
 
-@command("skylift run --kind full")
+@command("skylift run --kind full", target=True)
 def run(
     session: Session,
     kind: Annotated[Kind, typer.Option(help="normal: what changed since the last run; full: every table whole; "
@@ -163,7 +163,7 @@ def status(
     return _report(session, newest)
 
 
-@command("skylift upgrade")
+@command("skylift upgrade", target=True)
 def upgrade(session: Session) -> int:
     """Run the data upgrade that follows the last run of a product with upgrades, and wait for it; goes on with one under way."""
     migration = session.migration

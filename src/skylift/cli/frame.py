@@ -8,6 +8,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,8 +36,10 @@ app = typer.Typer(name="skylift", no_args_is_help=True, add_completion=False, pr
 class Session:
     """One command's call: its settings, the service (opened when first needed) and the way to answer."""
 
-    def __init__(self, settings: Settings, as_json: bool) -> None:
+    def __init__(self, settings: Settings, as_json: bool, *, sets_up: bool = False, target_given: bool = False) -> None:
         self.settings = settings
+        self._sets_up = sets_up                            # only set-up may name another target than the one kept
+        self._target_given = target_given
         self.as_json = as_json
         self.progress = Console(stderr=True, highlight=False)
         self._out = Console(highlight=False, width=None if sys.stdout.isatty() else 250)
@@ -46,7 +49,10 @@ class Session:
         from skylift.migration import Migration  # opens in a second; --help must not wait for it
         from skylift.store import open_store
 
-        return Migration(open_store(self.settings.store), self.settings, actor="cli")
+        migration = Migration(open_store(self.settings.store), self.settings, actor="cli")
+        if not self._sets_up:
+            migration.check_target(self._target_given)
+        return migration
 
     def say(self, text: str) -> None:
         """A line for people; on stderr when stdout belongs to a JSON document."""
@@ -87,17 +93,21 @@ Target = Annotated[str | None, typer.Option("--target", metavar="URL", help="Tar
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document on stdout; progress goes to stderr.")]
 
 
-def command(example: str, group: typer.Typer = app, name: str | None = None) -> Callable[[Callable[..., int | None]], Any]:
-    """Register `function(session, ...)`, which returns its exit code or None for 0; adds the common options to its own."""
+def command(example: str, group: typer.Typer = app, name: str | None = None, *,
+            target: bool = False) -> Callable[[Callable[..., int | None]], Any]:
+    """Register `function(session, ...)`, which returns its exit code or None for 0; adds the common options to its own.
+
+    `target`: the command works with the target database, so it has --target.
+    """
 
     def register(function: Callable[..., int | None]) -> Callable[..., int | None]:
         hints = typing.get_type_hints(function, include_extras=True)
         own = [p.replace(annotation=hints[p.name]) for p in list(inspect.signature(function).parameters.values())[1:]]
         common = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-                  for key, kind, default in (("home", Home, None), ("target", Target, None), ("json", Json, False))]
+                  for key, kind, default in (("home", Home, None), *([("target", Target, None)] if target else []), ("json", Json, False))]
 
         @functools.wraps(function)
-        def run(home: Path | None, target: str | None, json: bool, **arguments: Any) -> None:
+        def run(home: Path | None, json: bool, target: str | None = None, **arguments: Any) -> None:
             raise typer.Exit(_call(function, home, target, json, arguments))
 
         parameters = [*own, *common]
@@ -114,7 +124,7 @@ def absolute_url(url: str) -> str:
     if "://" not in url:
         return url                                         # no URL at all: migration says what it may have been meant to be
     parsed = parse_url(url)
-    if parsed.host or not parsed.database or parsed.database == ":memory:":
+    if parsed.host or not parsed.database or parsed.database == ":memory:" or Path(parsed.database).is_absolute():
         return url
     return parsed.set(database=str(Path(parsed.database).absolute())).render_as_string(hide_password=False)
 
@@ -124,8 +134,10 @@ def _call(function: Callable[..., int | None], home: Path | None, target: str | 
     session = None
     signal.signal(signal.SIGTERM, signal.default_int_handler)   # as Ctrl-C: a run under way in this process is handed over
     try:
-        flags = {"home": home, "target": target and absolute_url(target)}
-        session = Session(load_settings(flags), as_json)
+        flags = {"home": home, "target": target}
+        settings = load_settings(flags)
+        session = Session(replace(settings, target=absolute_url(settings.target)), as_json, sets_up=function.__name__ == "setup",
+                          target_given=target is not None)
         return function(session, **arguments) or OK
     except SkyliftError as error:
         (session or Session(Settings(), as_json)).fail(error)

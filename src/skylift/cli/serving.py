@@ -19,7 +19,7 @@ from skylift.errors import SetupError
 API_ROOT = "v2.0/production/api/microsoft/cloudMigration/v1.0"      # odata.md U2; the environment's name is the client's choice
 
 
-@command("skylift serve --port 7048")
+@command("skylift serve --port 7048", target=True)
 def serve(
     session: Session,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
@@ -31,12 +31,11 @@ def serve(
     from granian.constants import HTTPModes, Interfaces
 
     from skylift.migration.coordinator import spawn_coordinator
-    from skylift.store import open_store
 
     settings = session.settings
     settings = replace(settings, host=host or settings.host, port=settings.port if port is None else port)
     settings = replace(settings, port=_free_port(settings.host, settings.port))
-    open_store(settings.store).close()                      # made and upgraded before two processes use it
+    session.migration.store.close()                         # made and upgraded before two processes use it
     os.environ.update(settings.environment())               # for the worker, which the server starts as a process
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     session.say(f"serving http://{shown}:{settings.port}/{API_ROOT}")
@@ -52,7 +51,7 @@ def serve(
             coordinator.stop()
 
 
-@command("skylift coordinate")
+@command("skylift coordinate", target=True)
 def coordinate(session: Session) -> None:
     """Carry out runs, company creation and upgrades until SIGTERM or Ctrl-C; a second coordinator stands by."""
     from skylift.migration.coordinator import coordinate as work

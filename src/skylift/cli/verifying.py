@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from skylift.engine.verify import TableDifference
 
 
-@command("skylift verify --json")
+@command("skylift verify --json", target=True)
 def verify(session: Session) -> int:
     """Read source and target once more and compare every row. Exit code 1 if a table differs."""
     from skylift.migration.verification import compare

@@ -162,9 +162,24 @@ class SetupVerbs(Service):
             verb.move("register_agent", **common, runtime_name=name, runtime_key=verb.row["runtime_key"] or self.box.seal(key))
             return replace(answer, runtime_name=name, runtime_key=key, state=verb.state)
 
+    def check_target(self, asked: bool) -> None:
+        """Raises SetupError if the settings name another target than the one that was kept at set-up.
+
+        `asked`: they name it even where it is the default one, because the caller gave it explicitly.
+        """
+        with self.store.read() as connection:
+            sealed = get_migration(connection)["target_url"]
+        if sealed and (asked or self.settings.target != self._default_target) and self.settings.target != (kept := self.box.open(sealed)):
+            raise SetupError(f"the target of this home is {redact(kept)}", code="TargetKept",
+                             hint="leave out --target and SKYLIFT_TARGET, or change the target: skylift setup --product P --target URL")
+
+    @property
+    def _default_target(self) -> str:
+        return Settings(home=self.settings.home).target
+
     def _target_url(self, row: Mapping[str, Any]) -> str:
         """The target is the environment's: once stored it stays, unless this process was told another one."""
-        if row["target_url"] and self.settings.target == Settings(home=self.settings.home).target:
+        if row["target_url"] and self.settings.target == self._default_target:
             return self.box.open(row["target_url"])
         return self.settings.target
 
