@@ -129,7 +129,7 @@ def digest_all(batches: Iterable[pa.RecordBatch]) -> Digest:
 
 
 def warm_up() -> None:
-    """Load the compiled loops, 0.2 s; meant for a thread beside the first reads."""
+    """Load the compiled loops, 0.2 s; a coordinator does it when it starts, before there is work."""
     digest(pa.RecordBatch.from_arrays([pa.array([0]), pa.array(["x"])], names=["a", "b"]))
 
 

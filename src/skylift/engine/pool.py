@@ -16,7 +16,6 @@ from dataclasses import replace
 
 from skylift.connectors import CopyPlan, Source, TableState, Target
 from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name, columns_of
-from skylift.engine.hashing import warm_up
 from skylift.errors import CopyError, SchemaChanged, SkyliftError, SourceChanged, Transient
 from skylift.model import Chunk, CopyTask, Progress, TargetName, Watermark
 from skylift.runs import TableStatus
@@ -38,7 +37,6 @@ def copy_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, co
     cancelled = threading.Event()
     copier = Copier(source, target, copy_id, consumer, lambda: cancelled.is_set() or stop(), verify)
     work = _Work(copier, workers, cancelled)
-    threading.Thread(target=warm_up, daemon=True).start()
     try:
         work.start(tasks)
         while not work.finished():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from skylift.engine.hashing import warm_up
 from skylift.errors import SkyliftError, Transient
 from skylift.migration.companies import create_marked, initialize_scheduled
 from skylift.migration.replication import fail_run
@@ -52,6 +53,7 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool]) -> No
         return stop() or (parent is not None and os.getppid() != int(parent))
 
     service = Service(store, settings, "coordinator")
+    threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
     while not ending():
         lease = Lease(store, settings.lease_s)
         try:
