@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
+from skylift.api.render import error_body
 from skylift.api.routes import Api
 from skylift.errors import Transient
 from skylift.migration import Migration
@@ -24,11 +28,16 @@ from skylift.store import Store, open_store
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
-    """The application over the store of `settings` (those of file and environment if None). Raises SetupError if it cannot be opened."""
+    """The application over the store of `settings`. Raises SetupError if it cannot be opened.
+
+    None: those of file and environment. So an ASGI server calls it in a process of the service's own, whose log this begins;
+    where another program embeds the application, logging is that program's.
+    """
     # A filter may nest 100 levels (odata.md F7), and SQLAlchemy needs a dozen frames for each.
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 4000))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")   # as `skylift coordinate` does
-    settings = settings or load_settings()
+    if settings is None:
+        _begin_log()
+        settings = load_settings()
     store = open_store(settings.store)
     api = Api(Migration(store, settings, actor="api"))
 
@@ -44,10 +53,40 @@ def create_app(settings: Settings | None = None) -> Starlette:
         yield
         store.close()
 
-    browsers = Middleware(CORSMiddleware, allow_origins=settings.cors_origins.split(), allow_headers=["*"],
+    browsers = Middleware(_Browsers, allow_origins=settings.cors_origins.split(), allow_headers=["*"],
                           allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"], expose_headers=["*"])     # H6
     return Starlette(routes=[Route("/health", health), Mount("/", app=api)], lifespan=lifespan,
-                     middleware=[browsers] if settings.cors_origins else [])
+                     middleware=[browsers] if settings.cors_origins else [], exception_handlers={HTTPException: _outside})
+
+
+class _Browsers(CORSMiddleware):
+    """CORS, whose refusals look like all others (X1)."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        return response if response.status_code < 400 else _refused(400, "BadRequest", bytes(response.body).decode(), {"Vary": "Origin"})
+
+
+async def _outside(request: Request, error: Exception) -> Response:
+    """What no route takes: a request for *, which names no path."""
+    assert isinstance(error, HTTPException)
+    return _refused(error.status_code, "BadRequest_ResourceNotFound", error.detail, error.headers or {})
+
+
+def _refused(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
+    correlation_id = str(uuid4())
+    return Response(error_body(code, message.rstrip(".") + ".", correlation_id), status,
+                    {"Content-Type": "application/json; charset=utf-8", "request-id": correlation_id, **headers})
+
+
+def _begin_log() -> None:
+    """Lines of skylift alone, as `skylift coordinate` writes them."""
+    log = logging.getLogger("skylift")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        log.addHandler(handler)
 
 
 def _ask(store: Store) -> None:

@@ -1,4 +1,7 @@
 import logging
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -136,7 +139,7 @@ def test_browsers_may_call_from_listed_origins_only(tmp_path):
     assert client.get("companies", Origin="https://a.example").headers["access-control-allow-origin"] == "https://a.example"
     assert "access-control-allow-origin" not in client.get("companies", Origin="https://c.example").headers
     refused = client.http.request("OPTIONS", "/api/v1.0/companies", headers={"Origin": "https://c.example"} | asked)
-    assert refused.status_code == 400
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "BadRequest"
 
 
 @pytest.mark.parametrize("path", ["/", "/nothing", "/api/v2.0/companies", "/favicon.ico"])
@@ -146,8 +149,35 @@ def test_other_addresses_are_refused_in_json(full, path):
 
 
 def test_health_is_open(full):
+    """N3."""
     answer = full.http.get("/health")
     assert answer.status_code == 200 and answer.json() == {"status": "ok"}
+    assert full.http.request("POST", "/health").json()["error"]["code"] == "BadRequest_ResourceNotFound"
+
+
+@pytest.mark.parametrize("host", ["[::1", "a]b", "[x]"])
+def test_a_host_that_is_none_is_refused(full, host):
+    """X1, for the links are made of it."""
+    answer = full.get(RUNS, Host=host)
+    assert answer.status_code == 200 or (answer.status_code, answer.json()["error"]["code"]) == (400, "BadRequest_InvalidRequestUrl")
+
+
+_LOGGING = """
+import logging, os, sys
+from skylift.app import create_app
+from skylift.settings import load_settings
+flags = {"home": sys.argv[1]}
+app = create_app(load_settings(flags)) if sys.argv[2] == "embedded" else create_app()
+print(logging.getLogger().handlers, logging.getLogger().level, len(logging.getLogger("skylift").handlers),
+      logging.getLogger("httpx").isEnabledFor(logging.INFO), logging.getLogger("skylift.api").isEnabledFor(logging.INFO))
+"""
+
+
+@pytest.mark.parametrize(("how", "logs"), [("embedded", "0 False False"), ("served", "1 False True")])
+def test_only_a_process_of_its_own_has_its_log_begun_and_only_for_skylift(tmp_path, how, logs):
+    done = subprocess.run([sys.executable, "-c", _LOGGING, str(tmp_path), how], capture_output=True, text=True, check=True,
+                          env=os.environ | {"SKYLIFT_HOME": str(tmp_path)})
+    assert done.stdout == f"[] 30 {logs}\n"
 
 
 def test_deep_and_long_filters_are_carried_out(full):

@@ -93,7 +93,10 @@ class Api:
         await Response(body, answer.status, headers)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Answer:
-        base = f"{request.url.scheme}://{request.url.netloc}"
+        try:
+            base = f"{request.url.scheme}://{request.url.netloc}"
+        except ValueError:
+            raise bad_request("The header Host is not a host.", "BadRequest_InvalidRequestUrl") from None
         url = parse_url(base, request.scope.get("raw_path") or request.scope["path"].encode(), request.scope["query_string"])
         if url is None:
             raise unknown_segment(request.scope["path"].strip("/").partition("/")[0])
@@ -116,7 +119,7 @@ class Api:
         most = self.service.settings.max_body_bytes
         too_large = ODataError(413, "BadRequest", f"The body is larger than {most} bytes.")
         length = request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > most:
+        if length.isdecimal() and (len(length) > 18 or int(length) > most):
             raise too_large
         body = bytearray()
         async for part in request.stream():

@@ -29,12 +29,12 @@ def is_json(content_type: str) -> bool:
 
 
 def check_content_type(content_type: str, body: bytes, *, action: bool) -> None:
-    """415 for a body that is not JSON (W6); an action's is empty or {} whatever it calls itself (A1)."""
+    """415 for a body that does not call itself JSON (W6); an action's is empty or {} whatever it calls itself (A1)."""
     if is_json(content_type):
         return
     if action and body.strip() in (b"", b"{}") and media_type(content_type) in (*_AL_CLIENTS, "application/octet-stream"):
         return
-    if body or not action:
+    if body:
         raise ODataError(415, "BadRequest", f"The content type '{media_type(content_type)}' is not supported; send application/json.")
 
 
