@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -92,7 +94,7 @@ def _engine(url: URL) -> sa.Engine:
     def connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None          # the module's own BEGIN would come too late: ours is below
         connection.execute(f"pragma busy_timeout = {BUSY_MS}")
-        connection.execute("pragma journal_mode = wal")
+        _use_wal(connection)
         connection.execute("pragma foreign_keys = on")
         for name, function in (("lower", str.lower), ("upper", str.upper)):      # SQLite's own know ASCII only
             connection.create_function(name, 1, lambda text, function=function: text and function(text), deterministic=True)
@@ -103,6 +105,19 @@ def _engine(url: URL) -> sa.Engine:
         connection.exec_driver_sql("begin immediate" if writes else "begin")
 
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log. SQLite does not wait here while another process opens the new file: it says "locked" at once."""
+    until = time.monotonic() + BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _upgrade(connection: sa.Connection) -> None:
