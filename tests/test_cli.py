@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -160,6 +161,9 @@ def test_run_shows_what_each_company_got_and_names_failed_tables(call, ready):
     assert "(all companies)" in out
     assert "failed table" in out
     assert "not a number" in out
+    assert "1 of 30 tables has failed, its error says why; 29 copied and verified." in out
+    copied, total = re.search(r"([\d,]+) of ([\d,]+) rows copied", out).groups()
+    assert int(total.replace(",", "")) - int(copied.replace(",", "")) >= 200     # the failed table's rows are still to come
     code, status, _ = call("status", "--json")
     assert code == 1
     assert [table["table_name"] for table in status["tables"] if table["status"] == "Failed"] == [f"G_L Entry${BASE}"]
@@ -173,10 +177,30 @@ def test_verify_finds_what_was_changed_behind_its_back(call, ready, tmp_path):
     code, out, _ = call("verify")
     assert code == 1
     assert "(7,): Description" in out
+    assert "30 tables compared" in out and "1 table differs" in out and "skylift run will copy them again" in out
     code, verified, _ = call("verify", "--json")
     assert (code, verified["equal"]) == (1, False)
     [wrong] = [table for table in verified["tables"] if not table["equal"]]
     assert (wrong["company"], wrong["table"], wrong["different"]) == (COMPANY, f"G_L Entry${BASE}", ["(7,): Description"])
+
+    assert verified["copied_again"]
+    _, document, _ = call("run", "--json")
+    assert [table["table_name"] for table in document["tables"] if table["mode"] == "full"] == [f"G_L Entry${BASE}"]
+    assert document["run"]["details"] == "All 30 tables are up to date: 1 copied and verified, 29 unchanged since they were."
+    assert call("verify")[0] == 0
+
+
+def test_verify_goes_on_after_a_table_that_cannot_be_read(call, ready):
+    call("run")
+    with closing(sqlite3.connect(ready)) as database, database:
+        database.execute(f'update {ENTRIES} set Amount = \'not a number\' where "Entry No_" = 7')
+
+    code, out, _ = call("verify")
+
+    assert code == 1
+    assert "not comparable: " in out and "not a number" in out
+    assert "29 tables compared" in out and "1 table could not be compared" in out
+    assert "will copy" not in out
 
 
 def test_a_run_that_is_not_waited_for_is_carried_out_by_whoever_coordinates_next(call, ready, tmp_path):

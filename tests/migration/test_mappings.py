@@ -76,7 +76,9 @@ def test_a_mapping_whose_source_table_is_not_there_is_a_warning(create, ready):
     assert {table.company_name for table in warnings} == {CRONUS, CONTOSO}
     assert {(table.error_code, table.errors) for table in warnings} == {("50004", "the source has no table 'Nowhere'")}
     assert (run.status, run.tables_failed) == (RunStatus.UPGRADE_PENDING, 0)
-    assert "2 have a warning" in run.details
+    assert " 2 tables have a warning: " in run.details
+    assert f"{CRONUS} New$" in run.details and "the source has no table 'Nowhere'; " in run.details
+    assert run.details.startswith(f"All {len(ready.tables(run)) - 2} tables were copied and verified.")
 
 
 def test_a_table_extension_that_cannot_be_filled_yet_is_a_warning(create, ready):

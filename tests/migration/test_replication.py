@@ -88,7 +88,7 @@ def test_a_diagnostic_run_writes_no_row_and_leaves_the_upgrade_pending(ready):
     assert (failed.status, failed.error_code, failed.records_copied) == (TableStatus.FAILED, "50005", 0)
     assert ready.in_target("select schema_name, table_name, estimated_size from duckdb_tables() order by all") == before
     assert ready.state is MigrationState.UPGRADE_PENDING
-    with pytest.raises(StateError, match="1 tables have failed"):
+    with pytest.raises(StateError, match="1 table has failed"):
         ready.migration.run_data_upgrade(pending.id)
 
 
@@ -99,9 +99,11 @@ def test_a_table_that_fails_does_not_hold_up_the_others_and_is_cleared_by_a_late
 
     failed = ready.tables(run)[CRONUS, CUSTOMER]
     assert (run.status, run.tables_failed) == (RunStatus.UPGRADE_PENDING, 1)
-    assert run.details == f"1 of {len(ready.tables(run))} tables have failed, their errors say why; the others were copied and verified."
+    count = len(ready.tables(run))
+    assert run.details == f"1 of {count} tables has failed, its error says why; {count - 1} unchanged since they were."
+    assert failed.total_records > failed.records_copied == 0                    # its size stays known
     assert failed.error_code == "50005" and "added ['extra']" in failed.errors and "skylift run --kind full" in failed.errors
-    with pytest.raises(StateError, match=rf"1 tables have failed: {CRONUS} Customer\$437d"):
+    with pytest.raises(StateError, match=rf"1 table has failed: {CRONUS} Customer\$437d"):
         ready.migration.run_data_upgrade()
 
     ready.run(kind=ReplicationType.FULL)

@@ -39,7 +39,7 @@ def test_setting_up_reads_companies_tables_and_apps(lab):
     [run] = lab.runs
     assert (run.status, run.source, run.ended_at) == (RunStatus.COMPLETED, "Dynamics 365 Business Central earlier versions", run.started_at)
     assert run.run_id == run.run_id.upper()
-    assert run.details == f"The migration has been set up: 2 companies and {len(registered(lab))} tables were found."
+    assert run.details == f"The migration has been set up. The source has 2 companies and {len(registered(lab))} tables."
 
 
 def test_the_source_is_known_from_then_on_and_never_shown(lab):
@@ -252,7 +252,7 @@ def test_completing_with_a_failed_table_is_refused(ready):
     ready.in_source('alter table "Company" add column extra')
     ready.run()
 
-    with pytest.raises(StateError, match="1 tables have failed: bc Company"):
+    with pytest.raises(StateError, match="1 table has failed: bc Company"):
         ready.migration.complete_cloud_migration()
     ready.run(kind=ReplicationType.FULL)
     ready.migration.complete_cloud_migration()

@@ -74,7 +74,7 @@ class Session:
             return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for n, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if isinstance(rows[0][n], int | float) else "left", overflow="fold")
+            table.add_column(heading, justify="right" if any(isinstance(row[n], int | float) for row in rows) else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int | float) else str(cell)) for cell in row))
         self._out.print(table)

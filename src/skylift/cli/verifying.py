@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 @command("skylift verify --json", target=True)
 def verify(session: Session) -> int:
-    """Read source and target once more and compare every row. Exit code 1 if a table differs."""
-    from skylift.migration.verification import compare
+    """Read source and target once more and compare every row. Exit code 1 if a table differs or cannot be read.
+
+    The next run copies a table that differs whole.
+    """
+    from skylift.migration.verification import compare, copy_again
 
     done: list[TableDifference] = []
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=session.progress,
@@ -25,22 +28,35 @@ def verify(session: Session) -> int:
             done.append(difference)
             bar.update(task, description=f"{len(done):,} tables compared")
     unequal = [difference for difference in done if not difference.equal]
+    differing = [difference for difference in unequal if difference.source is not None]
+    unread = len(unequal) - len(differing)
     session.table(("company", "table", "rows in source", "rows in target", "what differs"),
-                  [(d.task.company, d.task.table_name, d.source.rows, d.target.rows if d.target else 0, _text(d)) for d in unequal])
-    session.say(f"{len(done):,} tables compared, {sum(d.source.rows for d in done):,} rows: "
-                + (f"{len(unequal):,} tables differ" if unequal else "source and target are equal"))
-    session.answer({"equal": not unequal, "tables": [_document(d) for d in done]})
+                  [(d.task.company, d.task.table_name, *(side.rows if side else "-" for side in (d.source, d.target)), _text(d))
+                   for d in unequal])
+    found = [f"{_tables(len(differing))} differ{'s' if len(differing) == 1 else ''}"] if differing else []
+    found += [f"{_tables(unread)} could not be compared"] if unread else []
+    session.say(f"{_tables(len(done) - unread)} compared, {sum(d.source.rows for d in done if d.source):,} rows: "
+                + (", ".join(found) or "source and target are equal"))
+    if again := copy_again(session.migration, [(d.task.company, d.task.table_name) for d in differing]):
+        session.say("skylift run will copy them again")
+    session.answer({"equal": not unequal, "copied_again": again, "tables": [_document(d) for d in done]})
     return FAILED if unequal else OK
+
+
+def _tables(count: int) -> str:
+    return f"{count:,} table{'' if count == 1 else 's'}"
 
 
 def _text(difference: TableDifference) -> str:
     parts = [(word, getattr(difference, word)) for word in ("missing", "extra", "different")]
+    if difference.source is None:
+        return f"not comparable: {difference.note}"
     return "; ".join([*(f"{word}: {', '.join(keys)}" for word, keys in parts if keys), *([difference.note] if difference.note else [])])
 
 
 def _document(difference: TableDifference) -> dict[str, Any]:
-    target = difference.target
+    source, target = difference.source, difference.target
     return {"company": difference.task.company, "table": difference.task.table_name, "equal": difference.equal,
-            "source_rows": difference.source.rows, "target_rows": target.rows if target else None,
-            "source_digest": str(difference.source), "target_digest": str(target) if target else None,
+            "source_rows": source.rows if source else None, "target_rows": target.rows if target else None,
+            "source_digest": str(source) if source else None, "target_digest": str(target) if target else None,
             "missing": difference.missing, "extra": difference.extra, "different": difference.different, "note": difference.note}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from skylift.store import to_row
 from skylift.store.tables import registry, run_tables, runs, source_companies, upgrade_tags
 
 _STARTED = {ReplicationType.DIAGNOSTIC: "A diagnostic run is in progress."}
+NAMED = 3                         # tables with a warning that are named in a run's details
 _OPEN = (TableStatus.NOT_STARTED, TableStatus.IN_PROGRESS)
 
 
@@ -91,25 +93,58 @@ def end_run(verb: Verb, run: Run) -> RunStatus:
     connection = verb.connection
     _close_tables(verb, run)
     counts = count_tables(connection, run.run_id)
-    failed, total = counts.get(TableStatus.FAILED, 0), sum(counts.values())
+    failed = counts.get(TableStatus.FAILED, 0)
     diagnostic = run.replication_type is ReplicationType.DIAGNOSTIC
     if failed and not counts.get(TableStatus.SUCCESSFUL) and not diagnostic:
         first = connection.scalar(sa.select(run_tables.c.errors).where(
             run_tables.c.run_id == run.run_id, run_tables.c.status == TableStatus.FAILED).order_by(run_tables.c.ended_at).limit(1))
         return fail_run(verb, run, f"No table could be copied. The first error: {first}")
-    done = "could be read" if diagnostic else "were copied and verified"
-    details = (f"All {total} tables {done}." if not failed else
-               f"{failed} of {total} tables have failed, their errors say why; the others {done}.")
-    if diagnostic:
-        details = f"The diagnostic run has found {'errors' if failed else 'no errors'}. {details}"
-    if warnings := counts.get(TableStatus.WARNING, 0):
-        details += f" {warnings} have a warning."
+    details = _details(connection, run, counts)
     upgrade = find_product(verb.row["product_id"]).upgrades and not diagnostic
     verb.move_run(run, "await_upgrade" if upgrade else "complete", details, details=details, ended_at=verb.after(run))
     if upgrade:
         _await_upgrade(verb)
     _leave_replicating(verb, "await_upgrade" if upgrade else "replicated")
     return RunStatus.UPGRADE_PENDING if upgrade else RunStatus.COMPLETED
+
+
+def _details(connection: sa.Connection, run: Run, counts: Mapping[TableStatus, int]) -> str:
+    """What became of the tables. Unchanged ones are not called verified: nothing of them was read in this run."""
+    good, failed = counts.get(TableStatus.SUCCESSFUL, 0), counts.get(TableStatus.FAILED, 0)
+    unchanged = connection.scalar(sa.select(sa.func.count()).where(
+        run_tables.c.run_id == run.run_id, run_tables.c.status == TableStatus.SUCCESSFUL, run_tables.c.mode == "unchanged")) or 0
+    diagnostic = run.replication_type is ReplicationType.DIAGNOSTIC
+    parts = [f"{good} could be read"] if diagnostic else [f"{good - unchanged} copied and verified"] if good > unchanged else []
+    if unchanged:
+        parts.append(f"{unchanged} unchanged since {'it was' if unchanged == 1 else 'they were'}")
+    every, are, were = ("The only table", "is", "was") if good == 1 else (f"All {good} tables", "are", "were")
+    if failed:
+        why = "its error says why" if failed == 1 else "their errors say why"
+        details = f"{failed} of {_tables(good + failed)} {_has(failed)} failed, {why}" + (f"; {', '.join(parts)}." if good else ".")
+    elif diagnostic:
+        details = f"{every} could be read."
+    else:
+        details = f"{every} {are} up to date: {', '.join(parts)}." if unchanged else f"{every} {were} copied and verified."
+    if diagnostic:
+        details = f"The diagnostic run has found {'errors' if failed else 'no errors'}. {details}"
+    if warnings := counts.get(TableStatus.WARNING, 0):
+        details += f" {_tables(warnings)} {_has(warnings)} a warning: {_warnings(connection, run, warnings)}."
+    return details
+
+
+def _warnings(connection: sa.Connection, run: Run, count: int) -> str:
+    rows = connection.execute(sa.select(run_tables).where(run_tables.c.run_id == run.run_id, run_tables.c.status == TableStatus.WARNING)
+                              .order_by(run_tables.c.company_name, run_tables.c.table_name).limit(NAMED))
+    named = [f"{f'{row.company_name} {row.table_name}'.strip()}: {row.errors.rstrip('.')}" for row in rows]
+    return "; ".join([*named, *(["..."] if count > NAMED else [])])
+
+
+def _tables(count: int) -> str:
+    return f"{count} table{'' if count == 1 else 's'}"
+
+
+def _has(count: int) -> str:
+    return "has" if count == 1 else "have"
 
 
 def fail_run(verb: Verb, run: Run, reason: str) -> RunStatus:

@@ -22,7 +22,7 @@ from skylift.engine.pool import copy_tables
 from skylift.errors import CopyError, SetupError, SkyliftError, redact
 from skylift.migration.mappings import all_mappings
 from skylift.migration.replication import end_run
-from skylift.migration.service import Service, Verb, get_migration
+from skylift.migration.service import Service, Verb, get_migration, newest_run
 from skylift.migration.setup import sync_registry
 from skylift.model import CopyTask, Progress, Run, RunTable
 from skylift.products.registry import find_product
@@ -131,9 +131,13 @@ def _enter(verb: Verb, run: Run, planned: Plan, gone: Sequence[Key]) -> list[Cop
     tasks = [task for task in planned.tasks if (task.company, task.table_name) not in left_out]
     warnings = {(item.company, item.table_name): (item.why, item.code) for item in planned.left_out}
     warnings |= dict.fromkeys(gone, ("The source no longer has this table; what was copied of it stays.", "50004"))
+    before = newest_run(connection, runs.c.run_id.in_(sa.select(run_tables.c.run_id)), runs.c.run_id != run.run_id)
+    sizes: dict[Key, int] = {(row.company_name, row.table_name): row.total_records for row in connection.execute(
+        sa.select(run_tables).where(run_tables.c.run_id == before.run_id))} if before else {}
     common: dict[str, Any] = {"run_id": run.run_id}
     rows = [{**common, "id": uuid4(), "company_name": task.company, "table_name": task.table_name, "status": TableStatus.NOT_STARTED,
-             "total_records": task.table.rows or 0, "errors": "", "error_code": "", "started_at": None, "ended_at": None}
+             "total_records": task.table.rows or sizes.get((task.company, task.table_name), 0),
+             "errors": "", "error_code": "", "started_at": None, "ended_at": None}
             for task in tasks if (task.company, task.table_name) not in known]
     here = {(task.company, task.table_name) for task in tasks}
     rows += [{**common, "id": uuid4(), "company_name": company, "table_name": name, "status": TableStatus.WARNING, "total_records": 0,
@@ -166,8 +170,9 @@ class _Recorder:
         before = self._before.get(key)
         if before is None or progress.status in (TableStatus.SUCCESSFUL, TableStatus.FAILED):
             self._waiting[key] = progress
-            if self._rows[key].started_at is None:
-                self._rows[key] = replace(self._rows[key], started_at=datetime.now(UTC))
+            row = self._rows[key]                       # a failure says nothing of the size: what is known of it stays
+            self._rows[key] = replace(row, started_at=row.started_at or datetime.now(UTC),
+                                      total_records=progress.total_rows if progress.error is None else row.total_records)
         if time.monotonic() - self._written >= FLUSH_S:
             self.flush()
 
@@ -208,7 +213,7 @@ class _Recorder:
                 before.records_copied, before.inserted, before.updated, before.deleted, before.size_bytes), strict=True))
         copied, inserted, updated, deleted, size_bytes = moved
         return {"company": key[0], "name": key[1], "status": p.status, "started_at": self._rows[key].started_at,
-                "ended_at": now if ended else None, "records_copied": copied, "total_records": p.total_rows,
+                "ended_at": now if ended else None, "records_copied": copied, "total_records": self._rows[key].total_records,
                 "mode": before.mode if before else p.mode, "reason": before.reason if before else p.reason,
                 "inserted": inserted, "updated": updated, "deleted": deleted, "size_bytes": size_bytes,
                 "target_rows": p.digest.rows if p.digest else None, "digest": str(p.digest) if p.digest else "",

@@ -149,8 +149,9 @@ class SetupVerbs(Service):
                           runtime_name=runtime_name or verb.row["runtime_name"])
             except StateError:
                 raise verb.refusal() from None
-            verb.add_run(RunStatus.COMPLETED, f"The migration has been set up: {len(found.companies)} companies and "
-                         f"{len(whole.tasks)} tables were found.", product.display_name, event="set_up")
+            verb.add_run(RunStatus.COMPLETED, "The migration has been set up. The source has "
+                         f"{_count(len(found.companies), 'company', 'companies')} and "
+                         f"{_count(len(whole.tasks), 'table', 'tables')}.", product.display_name, event="set_up")
             return replace(answer, state=verb.state)
 
     def _register_agent(self, answer: Setup, common: dict[str, Any], if_match: IfMatch) -> Setup:
@@ -258,6 +259,10 @@ def _refuse_any(setup: Setup) -> None:
     raise StateError("the migration is set up already", hint="change the set-up that there is (PATCH)", code="SetupExists")
 
 
+def _count(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
 def _all_upgraded(connection: sa.Connection) -> bool:
     statuses = connection.scalars(sa.select(source_companies.c.upgrade_status).where(source_companies.c.replicate)).all()
     return set(statuses) == {UpgradeStatus.COMPLETED}
@@ -309,5 +314,6 @@ def refuse_failed_tables(connection: sa.Connection) -> None:
                                   later.c.ended_at > run_tables.c.ended_at))).all()
     if failed:
         some = ", ".join(f"{row.company_name} {row.table_name}".strip() for row in failed[:5])
-        raise StateError(f"{len(failed)} tables have failed: {some}{', ...' if len(failed) > 5 else ''}",
+        count = "1 table has" if len(failed) == 1 else f"{len(failed)} tables have"
+        raise StateError(f"{count} failed: {some}{', ...' if len(failed) > 5 else ''}",
                          hint="mend what their errors say and run the replication again", code="TablesFailed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import sqlalchemy as sa
 
@@ -13,8 +13,21 @@ from skylift.errors import SetupError
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, get_migration
 from skylift.products.registry import find_product
-from skylift.runs import MigrationState
+from skylift.runs import ALLOWED, MigrationState
 from skylift.store.tables import registry, source_companies
+
+
+def copy_again(service: Service, tables: Iterable[tuple[str, str]]) -> bool:
+    """Have the next run copy these (company, table) whole. False if no run will: one is under way, or the data is upgraded."""
+    keys = [{"company": company, "name": name} for company, name in tables]
+    with service.verb() as verb:
+        if not keys or verb.state not in ALLOWED["reset_cloud_data"]:
+            return False
+        here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
+        verb.connection.execute(registry.update().where(here).values(synced_version=0), keys)
+        names = ", ".join(f"{key['company']} {key['name']}".strip() for key in keys[:5])
+        verb.log("migration", "differs", why=f"{len(keys)} to be copied again: {names}{', ...' if len(keys) > 5 else ''}")
+        return True
 
 
 def compare(service: Service, stop: Callable[[], bool] = lambda: False) -> Iterator[TableDifference]:
