@@ -11,7 +11,7 @@ import typer
 
 from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, unattended, wait, wait_for_run
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, app, command
-from skylift.errors import NotFound, SetupError, StateError
+from skylift.errors import NotFound, StateError
 from skylift.model import Run, RunTable, Setup, SourceCompany, Token
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus
@@ -78,7 +78,7 @@ def setup(
     _list_companies(session)
 
 
-@command("skylift companies --mark 'CRONUS International Ltd.' --create", target=True)
+@command("skylift companies --mark 'CRONUS International Ltd_' --create", target=True)
 def companies(
     session: Session,
     mark: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Include this company in the next runs (repeatable).")] = None,
@@ -96,8 +96,9 @@ def companies(
         if company.id in wanted and company.replicate != wanted[company.id]:
             migration.change_company(company.id, {"replicate": wanted[company.id]}, lambda row: None)
     if create:
-        if not found:
-            raise SetupError("the source has no companies yet", hint="connect it first: skylift setup --product P --source URL")
+        _setup(session)
+        if not any(company.replicate for company in _companies(session)):
+            raise StateError("no company is marked", hint="mark at least one: skylift companies --mark NAME --create", code="50003")
         try:
             migration.complete_setup(_setup(session).id)    # the product's default mappings, and then the companies
         except StateError as error:
@@ -257,7 +258,7 @@ def _list_companies(session: Session) -> None:
 def _setup(session: Session) -> Setup:
     known = session.migration.select(Setup, Query())
     if not known:
-        raise SetupError("there is no set-up yet", hint="connect a source first: skylift setup --product P --source URL")
+        raise StateError("there is no set-up yet", hint="connect a source first: skylift setup --product P --source URL", code="NotSetUp")
     return known[0]
 
 
@@ -265,7 +266,7 @@ def _newest(session: Session) -> Run:
     _setup(session)
     newest = newest_run(session)
     if newest is None:
-        raise SetupError("no source was connected yet", hint="connect one first: skylift setup --product P --source URL")
+        raise StateError("no source was connected yet", hint="connect one first: skylift setup --product P --source URL", code="NotSetUp")
     return newest
 
 

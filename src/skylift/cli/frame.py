@@ -143,5 +143,5 @@ def _call(function: Callable[..., int | None], home: Path | None, target: str | 
         (session or Session(Settings(), as_json)).fail(error)
         return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        (session or Session(Settings(), as_json)).fail(SkyliftError("interrupted", code="Interrupted"))
         return INTERRUPTED

@@ -76,7 +76,8 @@ def _check_companies(verb: Verb) -> None:
     marked = verb.connection.execute(
         sa.select(source_companies).where(source_companies.c.replicate).order_by(source_companies.c.name)).all()
     if not marked:
-        raise StateError("no company is marked for replication", hint="set replicate on at least one company", code="50003")
+        raise StateError("no company is marked for replication",
+                         hint="mark at least one company (skylift companies --mark NAME; API: replicate = true)", code="50003")
     missing = [company.name for company in marked if not company.created]
     if missing:
         raise StateError(f"marked, but not created yet: {', '.join(missing)}", code="CompanyNotCreated",

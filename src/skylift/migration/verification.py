@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from skylift.connectors import open_source, open_target
 from skylift.engine.plan import of_companies, plan
 from skylift.engine.verify import TableDifference, compare_tables
-from skylift.errors import SetupError
+from skylift.errors import StateError
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, get_migration
 from skylift.products.registry import find_product
@@ -33,7 +33,7 @@ def copy_again(service: Service, tables: Iterable[tuple[str, str]]) -> bool:
 def compare(service: Service, stop: Callable[[], bool] = lambda: False) -> Iterator[TableDifference]:
     """One difference per table of the marked companies and of what all companies share; nothing kept is trusted.
 
-    Raises SetupError before a source was connected, StateError while a run or an upgrade writes to the target.
+    Raises StateError before a source was connected, and while a run or an upgrade writes to the target.
     """
     with service.verb() as verb:
         if verb.state in (MigrationState.REPLICATING, MigrationState.UPGRADING):
@@ -44,7 +44,7 @@ def compare(service: Service, stop: Callable[[], bool] = lambda: False) -> Itera
         marked = connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all()
         left_out = {(r.company_name, r.table_name) for r in connection.execute(sa.select(registry).where(~registry.c.replicate))}
     if not row["source_url"]:
-        raise SetupError("no source is connected yet", hint="connect one first: skylift setup --product P --source URL", code="NotSetUp")
+        raise StateError("no source is connected yet", hint="connect one first: skylift setup --product P --source URL", code="NotSetUp")
     source = open_source(service.box.open(row["source_url"]))
     try:
         target = open_target(service.box.open(row["target_url"]))
