@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from skylift.api.render import error_body
 from skylift.api.routes import Api
@@ -55,8 +55,11 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     browsers = Middleware(_Browsers, allow_origins=settings.cors_origins.split(), allow_headers=["*"],
                           allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"], expose_headers=["*"])     # H6
-    return Starlette(routes=[Route("/health", health), Mount("/", app=api)], lifespan=lifespan,
-                     middleware=[browsers] if settings.cors_origins else [], exception_handlers={HTTPException: _outside})
+    app = Starlette(routes=[Route("/health", health)], lifespan=lifespan, middleware=[browsers] if settings.cors_origins else [],
+                    exception_handlers={HTTPException: _outside})
+    app.router.redirect_slashes = False
+    app.router.default = api             # not mounted at /, for a mount takes neither * nor a path with a line break
+    return app
 
 
 class _Browsers(CORSMiddleware):
@@ -68,9 +71,9 @@ class _Browsers(CORSMiddleware):
 
 
 async def _outside(request: Request, error: Exception) -> Response:
-    """What no route takes: a request for *, which names no path."""
+    """A verb that /health does not have."""
     assert isinstance(error, HTTPException)
-    return _refused(error.status_code, "BadRequest_ResourceNotFound", error.detail, error.headers or {})
+    return _refused(error.status_code, "BadRequest_MethodNotAllowed", error.detail, error.headers or {})
 
 
 def _refused(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:

@@ -142,7 +142,7 @@ def test_browsers_may_call_from_listed_origins_only(tmp_path):
     assert refused.status_code == 400 and refused.json()["error"]["code"] == "BadRequest"
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/api/v2.0/companies", "/favicon.ico"])
+@pytest.mark.parametrize("path", ["/", "/nothing", "/api/v2.0/companies", "/favicon.ico", "/a%0A/", "/a%0A/?%80"])
 def test_other_addresses_are_refused_in_json(full, path):
     answer = full.http.get(path)
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "BadRequest_ResourceNotFound"
@@ -152,7 +152,8 @@ def test_health_is_open(full):
     """N3."""
     answer = full.http.get("/health")
     assert answer.status_code == 200 and answer.json() == {"status": "ok"}
-    assert full.http.request("POST", "/health").json()["error"]["code"] == "BadRequest_ResourceNotFound"
+    assert full.http.request("POST", "/health").json()["error"]["code"] == "BadRequest_MethodNotAllowed"
+    assert full.http.get("/health/").json()["error"]["code"] == "BadRequest_ResourceNotFound"
 
 
 @pytest.mark.parametrize("host", ["[::1", "a]b", "[x]"])

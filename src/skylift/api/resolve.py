@@ -155,7 +155,7 @@ def _company(service: Migration, url: Url, headers: Mapping[str, str]) -> Compan
     for wanted in (url.others.get("company"), headers.get("company"), headers.get("companyid")):
         if wanted:
             key = equals("id", UUID(wanted)) if is_guid(wanted) else equals("name", wanted)
-            if found := service.select(Company, Query(where=key, top=1)):
+            if "\0" not in wanted and (found := service.select(Company, Query(where=key, top=1))):     # PostgreSQL's text has no NUL
                 return found[0]
             raise no_company(wanted)
     some = service.select(Company, Query(where=equals("name", service.settings.company), top=1)) or service.select(Company, Query(top=2))

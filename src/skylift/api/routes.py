@@ -94,7 +94,7 @@ class Api:
 
     async def _answer(self, request: Request) -> Answer:
         try:
-            base = f"{request.url.scheme}://{request.url.netloc}"
+            base = f"{request.base_url.scheme}://{request.base_url.netloc}"
         except ValueError:
             raise bad_request("The header Host is not a host.", "BadRequest_InvalidRequestUrl") from None
         url = parse_url(base, request.scope.get("raw_path") or request.scope["path"].encode(), request.scope["query_string"])
