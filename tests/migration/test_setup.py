@@ -206,13 +206,20 @@ def test_disabling_removes_what_was_installed_in_the_source_and_twice_is_once(re
     assert ready.dump() == after
 
 
-def test_disabling_without_a_source_says_what_was_left_there(ready):
-    ready.source.unlink()
+def test_disabling_without_a_source_says_what_was_left_there_and_once_more_removes_it(ready):
+    ready.run()
+    away = ready.source.rename(ready.source.with_suffix(".away"))
 
     ready.migration.disable_replication()
 
     assert ready.state is MigrationState.DISABLED
     assert "What skylift installed in the source could not be removed: SQLite file" in ready.runs[0].details
+    with pytest.raises(SetupError, match="cannot be read"):
+        ready.migration.disable_replication()
+    away.rename(ready.source)
+    assert triggers(ready) > 0
+    ready.migration.disable_replication()
+    assert triggers(ready) == 0
 
 
 def test_a_disabled_migration_that_is_set_up_again_goes_on(ready):

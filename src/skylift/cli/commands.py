@@ -193,6 +193,7 @@ def reset(session: Session) -> None:
 def disable(session: Session) -> None:
     """End replication for now: the source is left as it was found, copied data stays."""
     session.migration.disable_replication(_newest(session).id)
+    session.say(_newest(session).details)
     _say_state(session)
 
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from skylift.connectors import Source, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
-from skylift.errors import NotFound, SetupError, SkyliftError, StateError, redact
+from skylift.errors import NotFound, SetupError, SkyliftError, StateError, Transient, redact
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
@@ -30,6 +30,7 @@ from skylift.settings import Settings
 from skylift.store.tables import apps, companies, registry, run_tables, runs, source_companies
 
 RETRY_S = 2.0                     # pause before tear-down is tried once more (behaviour.md §3, completeCloudMigration)
+STILL_TRACKED = "StillTracked"     # disabled, and the source still holds what skylift installed there
 
 
 class SetupVerbs(Service):
@@ -69,11 +70,20 @@ class SetupVerbs(Service):
             schedule_creation(verb)
 
     def disable_replication(self, id: UUID | None = None) -> None:
-        """Stop migrating: the source forgets skylift, everything copied stays. Nothing happens if it is disabled already."""
+        """Stop migrating: the source forgets skylift, everything copied stays.
+
+        Where the source is out of reach the migration is disabled all the same, and the status row says what was left there;
+        a later call tries again to remove it, and raises what stands in the way. Else a repeated call does nothing.
+        """
         with self.store.read() as connection:
             self._bound(connection, id)
             row = get_migration(connection)
         if row["state"] is MigrationState.DISABLED:
+            if row["disabled_reason"] == STILL_TRACKED:
+                self._untrack(row)
+                with self.verb() as verb:
+                    verb.set(disabled_reason="")
+                    verb.log("migration", "untrack")
             return
         with self.verb("disable_replication"):
             pass
@@ -81,9 +91,10 @@ class SetupVerbs(Service):
             self._untrack(row)
             left = ""
         except SkyliftError as error:
-            left = f" What skylift installed in the source could not be removed: {redact(error.message)}."
+            left = (f" What skylift installed in the source could not be removed: {redact(error.message)}."
+                    " Disable once more when the source is back.")
         with self.verb("disable_replication") as verb:
-            self._disable(verb, f"The migration has been disabled.{left}", reason="")
+            self._disable(verb, f"The migration has been disabled.{left}", reason=STILL_TRACKED if left else "")
 
     def complete_cloud_migration(self, id: UUID | None = None) -> None:
         """End the migration for good. Raises StateError while a table is failed or the data upgrade is not done.
@@ -239,7 +250,7 @@ class SetupVerbs(Service):
             verb.set(disabled_reason=reason)
         connection.execute(source_companies.update().values(init_scheduled=False))
         verb.add_run(RunStatus.COMPLETED, details, find_product(verb.row["product_id"]).display_name,
-                     event="complete" if reason else "disable")
+                     event="complete" if reason == "Completed" else "disable")
 
     def _untrack(self, row: Mapping[str, Any]) -> None:
         source = open_source(self.box.open(row["source_url"]))
@@ -279,7 +290,10 @@ def check_connection_string(text: str) -> None:
 def discover(product: Product, source: Source, target_url: str, mappings: list[Any]) -> tuple[Catalogue, Plan]:
     """What the source holds and how it would be copied. Raises SetupError if a name collides or the target cannot be used."""
     found = measured(product.discover(source), source)
-    target = open_target(target_url)
+    try:
+        target = open_target(target_url)
+    except Transient as error:                          # somebody else has it open; nothing was started
+        raise SetupError(error.message, hint=error.hint) from None
     try:
         return found, plan(found, mappings, source.tables, target.max_name_bytes)
     finally:
