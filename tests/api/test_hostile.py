@@ -12,28 +12,37 @@ from hypothesis import strategies as st
 
 from tests.api.conftest import fill, number, open_client
 
-SETS = ("cloudMigrationStatus", "cloudMigrationStatusDetails", "cloudMigrationCompanies", "setupCloudMigration", "sourceProductTypes",
+SETS = ("cloudMigrationStatus", "cloudMigrationStatusDetails", "cloudMigrationCompanies", "setupCloudMigration",
+        "sourceProductTypes",
         "tableMappings", "subscriptions", "companies", "entityDefinitions")
 ONES = (*(f"{name}({number(n)})" for name, n in zip(SETS, (12, 1001, 50, 1, 1, 70), strict=False)), f"companies({number(900)})",
         "sourceProductTypes('Custom')", "entityDefinitions('company')", "companies(name='CRONUS')", f"cloudMigrationStatus({number(1)})")
 STEPS = ("$metadata", "$batch", "$count", "$value", "$ref", "status", "replicate", "estimatedSize", "startTime", "properties",
          "Microsoft.NAV.runReplication", "NAV.restoreDefaults", "nav.refreshstatus", "()", "(", "x('", "%00", "%0A",
          "%ff", "%2F", "%", "..", "")
-NAMES = ("runId", "status", "startTime", "endTime", "tablesFailed", "id", "name", "replicate", "estimatedSize", "displayName", "tableId",
-         "cloudMigrationStatus/status", "tolower(name)", "length(runId)", "year(startTime)", "substring(runId,1)", "concat(name,'a')")
-LITERALS = ("'a'", "'*'", "'Failed'", "null", "true", "1", "0.5", "1e18", "2147483648", "9223372036854775808", "2026-01-01T00:00Z", "abc-1",
-            "9999-12-31T23:59:59.9999999-14:00", "9999-12-31T23:59:59.9999999Z", "0001-01-01T00:00Z", "''''", "now()", "INF", "-1",
+NAMES = ("runId", "status", "startTime", "endTime", "tablesFailed", "id", "name", "replicate", "estimatedSize",
+         "displayName", "tableId",
+         "cloudMigrationStatus/status", "tolower(name)", "length(runId)", "year(startTime)", "substring(runId,1)",
+         "concat(name,'a')")
+LITERALS = ("'a'", "'*'", "'Failed'", "null", "true", "1", "0.5", "1e18", "2147483648", "9223372036854775808",
+            "2026-01-01T00:00Z", "abc-1",
+            "9999-12-31T23:59:59.9999999-14:00", "9999-12-31T23:59:59.9999999Z", "0001-01-01T00:00Z", "''''", "now()", "INF",
+            "-1",
             "00000000-0000-0000-0000-000000000001", "substring('a',2147483647)", "substring('a',0,2147483647)", "1e-40", "1e40")
-TERMS = (*NAMES, *LITERALS, " eq ", " ne ", " gt ", " le ", " and ", " or ", "not ", " in ", "(", ")", ",", "'", "-", "contains(",
-         "length(", " desc", "$count", "any(d:d/status eq 'x')", "@p", ";", "$top=1", "$filter=", "$expand=", "$levels=max", "*", *SETS, "%00", "%ff")
+TERMS = (*NAMES, *LITERALS, " eq ", " ne ", " gt ", " le ", " and ", " or ", "not ", " in ", "(", ")", ",", "'", "-",
+         "contains(",
+         "length(", " desc", "$count", "any(d:d/status eq 'x')", "@p", ";", "$top=1", "$filter=", "$expand=", "$levels=max",
+         "*", *SETS, "%00", "%ff")
 BODY = {
     "cloudMigrationCompanies": ("replicate", "estimatedSize", "status", "created", "id"),
     "setupCloudMigration": ("productId", "sqlServerType", "sqlConnectionString", "runtimeName", "runtimeKey"),
     "tableMappings": ("appId", "tableId", "tableName", "sourceTableName", "dataPerCompany", "targetTableType", "extensionName"),
     "x": ("notificationUrl", "@odata.etag", "requests", ""),
 }
-VALUES = (None, True, 0, -1, 2**31, 2**63, 10**400, 1e308, 0.1, "", "x", "x" * 300, "\x00", "\ud800", [], {}, [[{}]], "sNaN", "1e999999",
-          "Table", "Custom", "AzureSQL", "nonsense://[", "sqlite://[", "sqlite:///no/such.db", str(number(7)), "0001-01-01T00:00:00Z", "99999-01-01")
+VALUES = (None, True, 0, -1, 2**31, 2**63, 10**400, 1e308, 0.1, "", "x", "x" * 300, "\x00", "\ud800", [], {}, [[{}]], "sNaN",
+          "1e999999",
+          "Table", "Custom", "AzureSQL", "nonsense://[", "sqlite://[", "sqlite:///no/such.db", str(number(7)),
+          "0001-01-01T00:00:00Z", "99999-01-01")
 HEADERS = {
     "accept": ("", "*/*", "application/json;odata.metadata=full", "application/json;odata.metadata=none;IEEE754Compatible=true",
                "text/html", "application/json;q=1.2.3", ",;=,"),
@@ -58,10 +67,11 @@ option = st.one_of(
 path = st.sampled_from((*SETS, *ONES)) | st.tuples(st.sampled_from(ONES), st.sampled_from((*STEPS, *SETS))).map("/".join) | (
     st.lists(st.sampled_from((*SETS, *ONES, *STEPS)) | noise, max_size=5).map("/".join))
 body = st.sampled_from(list(BODY.values())).flatmap(
-    lambda names: st.dictionaries(st.sampled_from(names), st.sampled_from(VALUES), max_size=5)).map(lambda value: json.dumps(value).encode())
+    lambda names: st.dictionaries(st.sampled_from(names), st.sampled_from(VALUES), max_size=5)).map(
+        lambda value: json.dumps(value).encode())
 body = st.one_of(body, body, st.tuples(body, st.integers(0, 60)).map(lambda cut: cut[0][:cut[1]]), st.binary(max_size=40))
 header = st.sampled_from(list(HEADERS)).flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(HEADERS[name])))
-method = st.sampled_from((
+method = st.sampled_from(
     ("GET",) * 8 + ("POST",) * 3 + ("PATCH",) * 3 + ("DELETE", "HEAD", "OPTIONS", "PUT", "RUNREPLICATION", "get", "\xdf"))
 root = st.sampled_from(("/api/v1.0/",) * 20 + ("/v2.0/prod/api/microsoft/cloudMigration/v1.0/", "/", "//", "/v2.0/", "*"))
 rarely = st.sampled_from((b"",) * 20 + (b"&\xff", b"%ff", b"&&", b"&%24top=1", b"&" + b"x" * 9000))

@@ -231,8 +231,8 @@ class _Parser:
             possible = "; ".join(f"{name}({', '.join(types)})" for types in signatures)
             raise bad_request(f"No function signature for the function with name '{name}' matches the specified arguments. "
                               f"The signatures are: {possible}.")
-        if name == "substring" and not all(isinstance(a.literal, int) and 0 <= a.literal < 2**31 for a in arguments[1:]):
-            raise not_implemented("substring takes numbers of at least 0.")
+        if name == "substring" and not all(isinstance(a.literal, int) and 0 <= a.literal < 2**31 - 1 for a in arguments[1:]):
+            raise not_implemented("substring takes whole numbers from 0 to 2147483646.")
         return Term(Call(name, tuple(a.expression for a in arguments)), result)
 
     def _member(self, left: Term) -> Term:
