@@ -70,15 +70,19 @@ def test_a_run_killed_at_any_moment_resumes_and_ends_exact(source, target, tmp_p
     chance = random.Random(11)
     names = ["big", "keyless", *(f"small{i}" for i in range(4))]
     kills = 0
-    for run in range(6):
+    for run in range(30):
+        if run >= 6 and kills >= 6:
+            break
         for attempt in itertools.count():
+            begun = time.monotonic()
             process = child(source, target, f"run {run}")
             try:
-                process.wait(timeout=whole * chance.uniform(0.3, 0.95 + attempt / 3))
+                process.wait(timeout=whole * chance.uniform(0.3, 0.9 + attempt / 3))
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
             if process.wait() == 0:
+                whole = time.monotonic() - begun    # the machine's pace now: others may be using it
                 break
             assert process.returncode == -signal.SIGKILL, process.stderr.read()
         for name in names:
@@ -90,7 +94,7 @@ def test_a_run_killed_at_any_moment_resumes_and_ends_exact(source, target, tmp_p
             insert("keyless", [(f"{run}",)]),
             "update big set amount = '-1.50000000000000000000' where line % 29 = 0",
         )
-    assert kills >= 5
+    assert kills >= 6
 
 
 def test_a_copy_that_stops_after_two_chunks_loads_only_the_others_when_called_again(source, target, monkeypatch):
