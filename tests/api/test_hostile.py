@@ -120,6 +120,7 @@ def asked(request, tmp_path_factory):
     client.http.service.store.close()
 
 
+@pytest.mark.rule("X1")
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(method=method, root=root, path=path, options=st.lists(option, max_size=3), headers=st.lists(header, max_size=2), body=body,
        as_json=st.sampled_from((True, True, True, False)), more=rarely)

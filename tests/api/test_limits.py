@@ -21,6 +21,7 @@ async def refused(limits, user="a"):
     return caught.value.status, caught.value.code, caught.value.headers["Retry-After"]
 
 
+@pytest.mark.rule("X3")
 def test_the_window_slides():
     async def story():
         clock = Clock()
@@ -42,6 +43,7 @@ def test_the_window_slides():
     asyncio.run(story())
 
 
+@pytest.mark.rule("X3")
 def test_some_run_some_wait_in_order_and_the_rest_is_refused():
     async def story():
         limits = Limits(99, 2, 2)
@@ -66,6 +68,7 @@ def test_some_run_some_wait_in_order_and_the_rest_is_refused():
     asyncio.run(story())
 
 
+@pytest.mark.rule("X3")
 def test_who_waits_too_long_is_sent_away():
     async def story():
         limits = Limits(99, 1, 5, patience_s=0.01)
@@ -88,6 +91,7 @@ def test_a_request_that_ends_badly_gives_its_place_back():
     asyncio.run(story())
 
 
+@pytest.mark.rule("X3")
 def test_the_api_counts_each_token_by_itself(tmp_path):
     first = open_client(tmp_path, api_requests=2)
     second = first.as_role("reader")

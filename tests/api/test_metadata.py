@@ -1,3 +1,4 @@
+import pytest
 from lxml import etree
 
 import skylift.api.resources as resources
@@ -24,6 +25,7 @@ def find(tree, path):
     return tree.xpath(path, namespaces=EDM)
 
 
+@pytest.mark.rule("M1")
 def test_metadata_is_xml_whatever_the_client_accepts(full):
     answer = full.get("$metadata", Accept="application/json")
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("application/xml")
@@ -31,6 +33,7 @@ def test_metadata_is_xml_whatever_the_client_accepts(full):
     assert answer.content == metadata_document("1.0") and full.get("$metadata?$schemaversion=2.1").content == metadata_document("2.1")
 
 
+@pytest.mark.rule("S1")
 def test_the_service_document_names_the_sets_that_metadata_has(full):
     answer = full.get().json()
     names = [entry["name"] for entry in answer["value"]]
@@ -40,6 +43,7 @@ def test_the_service_document_names_the_sets_that_metadata_has(full):
         "Authorization": f"Bearer {full.token}"}).json() == answer
 
 
+@pytest.mark.rule("M2")
 def test_every_name_that_metadata_uses_is_declared_in_it():
     for version in ("1.0", "2.0"):
         tree = document(version)
@@ -52,6 +56,7 @@ def test_every_name_that_metadata_uses_is_declared_in_it():
             assert find(kind, "e:Property[@Nullable='false']/@Name") == names[:1]
 
 
+@pytest.mark.rule("M2", "M3")
 def test_the_types_have_the_properties_of_the_specification():
     tree = document()
     status = find(tree, "//e:EntityType[@Name='cloudMigrationStatus']")[0]
@@ -69,6 +74,7 @@ def test_the_types_have_the_properties_of_the_specification():
     assert len(find(tree, "//e:EntityType[@Name='company']/e:NavigationProperty")) == 6
 
 
+@pytest.mark.rule("M1", "M4")
 def test_every_action_binds_to_its_type_by_the_word_clients_look_for():
     found = {}
     for action in find(document(), "//e:Action[@IsBound='true']"):
@@ -78,6 +84,7 @@ def test_every_action_binds_to_its_type_by_the_word_clients_look_for():
     assert found == ACTIONS
 
 
+@pytest.mark.rule("E1", "E3")
 def test_enums_are_types_from_schema_version_2_on():
     assert find(document("1.0"), "//e:EnumType") == []
     tree = document("2.0")
@@ -88,6 +95,7 @@ def test_enums_are_types_from_schema_version_2_on():
     assert find(tree, "//e:EntityType[@Name='cloudMigrationStatus']/e:Property[@Name='status']/@Type") == ["Edm.String"]
 
 
+@pytest.mark.rule("M5")
 def test_capabilities_say_what_may_be_written():
     writable = {name: [value == "true" for value in find(entity_set, "e:Annotation//e:PropertyValue/@Bool")]
                 for entity_set in find(document(), "//e:EntitySet") for name in [entity_set.get("Name")]}

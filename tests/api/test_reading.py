@@ -30,6 +30,7 @@ def follow(client, path, **headers):
 # ------------------------------------------------------------------ shapes
 
 
+@pytest.mark.rule("Q1", "H1")
 def test_a_collection_has_its_context_and_each_row_its_tag(full):
     answer = full.get(f"companies({number(901)})/{RUNS}?$top=1")
     assert answer.headers["odata-version"] == "4.0"
@@ -39,6 +40,7 @@ def test_a_collection_has_its_context_and_each_row_its_tag(full):
     assert next(iter(row)) == "@odata.etag" and row["@odata.etag"].startswith('W/"')
 
 
+@pytest.mark.rule("Q1", "W1", "W3")
 def test_one_entity_repeats_its_tag_in_the_header(full):
     answer = full.get(f"{RUNS}({number(1)})")
     assert answer.json()["@odata.context"].endswith(f"#companies({number(900)})/{RUNS}/$entity")
@@ -47,6 +49,7 @@ def test_one_entity_repeats_its_tag_in_the_header(full):
     assert full.get(f"{RUNS}({number(1)})", If_None_Match='W/"other"').status_code == 200
 
 
+@pytest.mark.rule("H4", "E2")
 def test_values_are_spelt_as_business_central_does(full):
     [newest] = full.rows(f"{RUNS}?$top=1")
     assert newest["startTime"] == "2026-03-01T23:00:00.358Z"
@@ -57,6 +60,7 @@ def test_values_are_spelt_as_business_central_does(full):
     assert company["status"] == " " and company["companyInitializationStatus"] == "Unknown"
 
 
+@pytest.mark.rule("E3", "E4")
 def test_schema_version_2_spells_member_names(full):
     [newest] = full.rows(f"{RUNS}?$top=1&$schemaversion=2.0")
     assert newest["status"] == "InProgress"
@@ -66,6 +70,7 @@ def test_schema_version_2_spells_member_names(full):
     assert full.error(f"{RUNS}?$schemaversion=3.0")[:2] == (400, "BadRequest")
 
 
+@pytest.mark.rule("H3")
 def test_counts_and_numbers_fit_their_type(full):
     row = full.rows(f"{TABLES}?$filter=tableName eq 'Table 4$app'")[0]
     assert row["totalRecords"] == 2**31 - 1                      # three thousand million rows do not fit an Int32
@@ -75,6 +80,7 @@ def test_counts_and_numbers_fit_their_type(full):
     assert sizes["value"][1]["estimatedSize"] == "0.375" and sizes["@odata.count"] == "4"
 
 
+@pytest.mark.rule("H2")
 def test_metadata_none_drops_annotations_and_full_adds_them(full):
     bare = full.get(f"{RUNS}?$top=1&$count=true", Accept="application/json;odata.metadata=none").json()
     assert bare.keys() == {"@odata.count", "value"} and "@odata.etag" not in bare["value"][0]
@@ -86,6 +92,7 @@ def test_metadata_none_drops_annotations_and_full_adds_them(full):
     assert mapping["@odata.editLink"] == mapping["@odata.id"]
 
 
+@pytest.mark.rule("H2")
 @pytest.mark.parametrize("accept", [
     "*/*", "application/json", "application/*", "application/json, text/plain, */*", "text/html;q=0.9,*/*;q=0.8",
     "application/json;odata.metadata=minimal;odata.streaming=true", "application/xml;q=0.1, application/json"])
@@ -93,6 +100,7 @@ def test_what_clients_send_as_accept_means_minimal(full, accept):
     assert full.get(RUNS, Accept=accept).headers["content-type"].startswith("application/json; odata.metadata=minimal")
 
 
+@pytest.mark.rule("P5")
 def test_formats_other_than_json_are_refused(full):
     assert full.error(RUNS, Accept="application/atom+xml")[:2] == (406, "BadRequest")
     assert full.error(RUNS, Accept="application/json;odata.metadata=all")[:2] == (406, "BadRequest")
@@ -103,10 +111,12 @@ def test_formats_other_than_json_are_refused(full):
 # ------------------------------------------------------------------ paths
 
 
+@pytest.mark.rule("C3")
 def test_the_rows_of_every_company_are_the_same(full):
     assert full.rows(f"companies({number(900)})/{RUNS}") == full.rows(f"companies({number(901)})/{RUNS}") == full.rows(RUNS)
 
 
+@pytest.mark.rule("C1", "U8")
 @pytest.mark.parametrize("path", [
     f"companies(name='Fabrikam%20(UK)')/{RUNS}", f"companies(id={number(901)})/{RUNS}", f"companies({str(number(901)).upper()})/{RUNS}",
     f"{RUNS}?company={number(901)}", f"{RUNS}?Company=Fabrikam+(UK)", f"companies({number(901)})//{RUNS}/"])
@@ -114,6 +124,7 @@ def test_a_company_is_chosen_in_path_or_query(full, path):
     assert f"#companies({number(901)})/" in full.get(path).json()["@odata.context"]
 
 
+@pytest.mark.rule("C1")
 def test_a_company_is_chosen_by_header_after_path_and_query(full):
     context = lambda path, **headers: full.get(path, **headers).json()["@odata.context"]  # noqa: E731
     assert f"({number(901)})" in context(RUNS, Company="Fabrikam (UK)")
@@ -122,12 +133,14 @@ def test_a_company_is_chosen_by_header_after_path_and_query(full):
     assert f"({number(900)})" in context(f"companies({number(900)})/{RUNS}?company=nobody")
 
 
+@pytest.mark.rule("C2")
 @pytest.mark.parametrize("path", [f"companies({number(5)})/{RUNS}", f"companies(name='x')/{RUNS}", f"{RUNS}?company=x",
                                   f"companies({number(5)})"])
 def test_a_company_that_is_not_there_is_404(full, path):
     assert full.error(path)[:2] == (404, "Internal_CompanyNotFound")
 
 
+@pytest.mark.rule("U9", "M3")
 def test_details_are_reached_through_their_run_and_back(full):
     rows = full.rows(f"{RUNS}({number(11)})/{TABLES}")
     assert [row["tableName"] for row in rows] == [f"Table {n}$app" for n in range(5)]
@@ -137,6 +150,7 @@ def test_details_are_reached_through_their_run_and_back(full):
     assert parent["runId"] == "run-10" and parent["@odata.context"].endswith(f"/{RUNS}/$entity")
 
 
+@pytest.mark.rule("U5")
 def test_misspelt_names_are_served_and_true_ones_answered(full):
     answer = full.get(f"companies({number(900)})/cloudMigrationStatuss({number(1)})").json()
     assert answer["@odata.context"].endswith(f"/{RUNS}/$entity")
@@ -145,6 +159,7 @@ def test_misspelt_names_are_served_and_true_ones_answered(full):
         assert alias not in full.get("$metadata").text + full.get().text
 
 
+@pytest.mark.rule("U9")
 def test_properties_have_paths_of_their_own(full):
     answer = full.get(f"{RUNS}({number(12)})/status")
     assert answer.json() == {
@@ -155,12 +170,14 @@ def test_properties_have_paths_of_their_own(full):
     assert full.get(f"{COMPANIES}({number(50)})/replicate/$value").text == "true"
 
 
+@pytest.mark.rule("P4", "U9")
 def test_count_is_a_bare_number(full):
     answer = full.get(f"{TABLES}/$count?$filter=status eq 'Failed'", Accept="application/json")
     assert answer.text == "1" and answer.headers["content-type"].startswith("text/plain")
     assert full.get(f"{RUNS}({number(12)})/{TABLES}/$count").text == "2"
 
 
+@pytest.mark.rule("X1", "A2", "U7")
 @pytest.mark.parametrize("path", ["runs", f"{RUNS}/x", f"{RUNS}({number(1)})/x", f"{RUNS}({number(1)})/status/x", "$metadata/x",
                                   f"{RUNS}/$count/x", f"{RUNS}/$value", f"{RUNS}({number(1)})/status(1)", "CloudMigrationStatus",
                                   f"{RUNS}({number(1)})/Microsoft.NAV.nothing", f"{RUNS}({number(1)})/runReplication"])
@@ -169,6 +186,7 @@ def test_a_segment_that_leads_nowhere_is_named(full, path):
     assert full.error(path) == (404, "BadRequest_ResourceNotFound", f"Resource not found for the segment '{segment}'.")
 
 
+@pytest.mark.rule("U8", "X1")
 def test_a_key_that_is_not_there_is_404_and_one_that_is_none_400(full):
     assert full.error(f"{RUNS}({number(999)})")[:2] == (404, "Internal_RecordNotFound")
     for key in ("1", "'x'", f"'{number(1)}'", "", f"runId='{number(1)}'", f"name='x',id={number(1)}"):
@@ -183,12 +201,14 @@ def test_a_key_that_is_not_there_is_404_and_one_that_is_none_400(full):
 # ------------------------------------------------------------------ order, filter, select
 
 
+@pytest.mark.rule("Q2")
 def test_the_default_order_is_the_resources_own(full):
     assert ids(full, RUNS) == [f"run-{n:02}" for n in range(11, -1, -1)]
     assert [row["name"] for row in full.rows(COMPANIES)] == ["CRONUS International Ltd_", "Zebra*", "Äpfel & Birnen", "äther"]
     assert [row["tableName"] for row in full.rows(f"{TABLES}?$top=2")] == ["Table 0$app", "Table 1$app"]
 
 
+@pytest.mark.rule("P3", "Q2")
 def test_rows_are_ordered_as_asked_and_ties_by_id(full):
     assert ids(full, f"{RUNS}?$orderby=runId&$top=2") == ["run-00", "run-01"]
     assert ids(full, f"{RUNS}?$orderby=status,runId desc&$top=3") == ["run-08", "run-05", "run-02"]       # Failed has the lowest ordinal
@@ -200,6 +220,7 @@ def test_rows_are_ordered_as_asked_and_ties_by_id(full):
     assert full.error(f"{RUNS}?$orderby=runId sideways")[0] == 400
 
 
+@pytest.mark.rule("F1", "F2", "F3", "F4", "F5", "F6", "E5")
 @pytest.mark.parametrize(("text", "expected"), [
     ("status eq 'In Progress'", [11]),
     ("status eq 'InProgress'", [11]),
@@ -236,6 +257,7 @@ def test_filters_find_what_they_say(full, text, expected):
     assert ids(full, f"{RUNS}?$filter={quote(text)}") == [f"run-{n:02}" for n in expected]
 
 
+@pytest.mark.rule("F1", "F4", "F6")
 @pytest.mark.parametrize(("text", "expected"), [
     ("name eq 'CRONUS*'", [50]),
     ("name eq 'cronus*'", []),
@@ -257,11 +279,13 @@ def test_filters_over_companies_find_what_they_say(full, text, expected):
     assert sorted(row["id"] for row in found) == sorted(str(number(n)) for n in expected)
 
 
+@pytest.mark.rule("F3")
 def test_details_are_filtered_by_their_run(full):
     rows = filtered(full, TABLES, "cloudMigrationStatus/status eq 'In Progress'")
     assert {row["runId"] for row in rows} == {"run-11"} and len(rows) == 2
 
 
+@pytest.mark.rule("P1", "Q1")
 def test_select_returns_exactly_what_is_asked(full):
     answer = full.get(f"{RUNS}?$select=runId,status&$top=1").json()
     assert answer["value"][0].keys() == {"@odata.etag", "runId", "status"}
@@ -271,6 +295,7 @@ def test_select_returns_exactly_what_is_asked(full):
     assert full.error(f"{RUNS}?$select=")[0] == 400
 
 
+@pytest.mark.rule("P3", "P4")
 def test_top_skip_and_count(full):
     answer = full.get(f"{RUNS}?$top=2&$skip=1&$count=true&$filter=tablesFailed eq 0").json()
     assert answer["@odata.count"] == 11 and [row["runId"] for row in answer["value"]] == ["run-09", "run-08"]
@@ -282,6 +307,7 @@ def test_top_skip_and_count(full):
 # ------------------------------------------------------------------ expand
 
 
+@pytest.mark.rule("P2")
 def test_expand_brings_details_with_options_of_their_own(full):
     path = f"{RUNS}?$top=2&$expand={TABLES}($select=tableName;$filter=status ne 'Failed';$orderby=tableName desc;$top=2;$count=true)"
     newest, before = full.rows(path)
@@ -291,6 +317,7 @@ def test_expand_brings_details_with_options_of_their_own(full):
     assert TABLES not in full.rows(f"{RUNS}?$top=1")[0]
 
 
+@pytest.mark.rule("P2")
 def test_expand_leads_back_to_the_run(full):
     [row] = full.rows(f"{TABLES}?$top=1&$expand=cloudMigrationStatus($select=runId;$expand={TABLES}($top=1))")
     assert row["cloudMigrationStatus"]["runId"] == "run-10"
@@ -303,6 +330,7 @@ def test_companies_expand_any_set(full):
     assert len(full.rows("companies?$expand=*")[0]["tableMappings"]) == 1
 
 
+@pytest.mark.rule("P2")
 @pytest.mark.parametrize(("expand", "status"), [
     ("nothing", 400), ("status", 400), (f"{TABLES}($top=x)", 400), (f"{TABLES}($nope=1)", 400), (f"{TABLES}(", 400),
     (f"{TABLES}($filter=contains(tableName,'a;b)'))", 200), (f"{TABLES}/$count", 501), (f"{TABLES},{TABLES}", 400),
@@ -311,6 +339,7 @@ def test_expand_is_read_strictly(full, expand, status):
     assert full.get(f"{RUNS}?$expand={quote(expand)}").status_code == status
 
 
+@pytest.mark.rule("P2")
 def test_expand_does_not_nest_for_ever(full):
     text = ""
     for n in range(10):
@@ -321,6 +350,7 @@ def test_expand_does_not_nest_for_ever(full):
 # ------------------------------------------------------------------ pages
 
 
+@pytest.mark.rule("G2", "Q2")
 def test_pages_follow_one_another_without_gap_or_overlap(full):
     for order in ("", "&$orderby=status", "&$orderby=endTime desc", "&$orderby=tablesFailed,details desc", "&$orderby=id"):
         whole = ids(full, f"{RUNS}?{order}")
@@ -333,12 +363,14 @@ def test_pages_follow_one_another_without_gap_or_overlap(full):
         assert [page["value"][0] for page in pages] == full.rows(f"{COMPANIES}?$orderby={order}")
 
 
+@pytest.mark.rule("G2")
 def test_top_caps_the_total_over_all_pages_and_skip_counts_once(full):
     pages = follow(full, f"{RUNS}?$top=7&$skip=2", Prefer="odata.maxpagesize=3")
     assert [[row["runId"][-2:] for row in page["value"]] for page in pages] == [["09", "08", "07"], ["06", "05", "04"], ["03"]]
     assert "@odata.nextLink" not in full.get(f"{RUNS}?$top=5", Prefer="odata.maxpagesize=5").json()
 
 
+@pytest.mark.rule("G1")
 def test_a_preferred_page_size_is_confirmed_if_it_makes_sense(full):
     assert full.get(RUNS, Prefer="odata.maxpagesize=5").headers["preference-applied"] == "odata.maxpagesize=5"
     assert full.get(RUNS, Prefer="odata.maxpagesize=5000").headers["preference-applied"] == "odata.maxpagesize=100"
@@ -347,6 +379,7 @@ def test_a_preferred_page_size_is_confirmed_if_it_makes_sense(full):
         assert "preference-applied" not in answer.headers and len(answer.json()["value"]) == 12
 
 
+@pytest.mark.rule("G2")
 def test_a_skiptoken_holds_for_its_request_only(full):
     link = full.get(f"{RUNS}?$filter=tablesFailed eq 0", Prefer="odata.maxpagesize=5").json()["@odata.nextLink"]
     assert link.startswith(f"http://testserver/api/v1.0/companies({number(900)})/{RUNS}?")
@@ -359,6 +392,7 @@ def test_a_skiptoken_holds_for_its_request_only(full):
     assert full.get(f"{RUNS}?$filter=tablesFailed%20eq%200&$skiptoken={token}").status_code == 200
 
 
+@pytest.mark.rule("G1", "P2")
 def test_long_expansions_end_in_a_link_of_their_own(tmp_path):
     from tests.api.conftest import fill, open_client
     client = open_client(tmp_path, page_size=4)
@@ -378,6 +412,7 @@ def test_long_expansions_end_in_a_link_of_their_own(tmp_path):
 # ------------------------------------------------------------------ query options
 
 
+@pytest.mark.rule("Q3", "P5")
 @pytest.mark.parametrize(("query", "status", "code"), [
     ("$top=1&$top=2", 400, "BadRequest"), ("$nonsense=1", 400, "BadRequest"), ("$search=x", 501, "BadRequest_MethodNotImplemented"),
     ("$apply=x", 501, "BadRequest_MethodNotImplemented"), ("$compute=x", 501, "BadRequest_MethodNotImplemented"),
@@ -387,17 +422,20 @@ def test_query_options_are_read_strictly(full, query, status, code):
     assert full.error(f"{RUNS}?{query}")[:2] == (status, code)
 
 
+@pytest.mark.rule("Q3", "U7")
 def test_names_without_a_dollar_are_ignored(full):
     assert len(full.rows(f"{RUNS}?filter=nonsense&top=1&x=1&x=2")) == 12
     assert len(full.rows(f"{RUNS}?$filter=status+eq+'In+Progress'")) == 1
     assert len(full.rows("companies/?$filter=name eq 'CRONUS*'")) == 1
 
 
+@pytest.mark.rule("P1")
 def test_collection_options_do_not_apply_to_one_entity(full):
     assert full.error(f"{RUNS}({number(1)})?$filter=status eq 'Failed'")[:2] == (400, "BadRequest")
     assert full.get(f"{RUNS}({number(1)})?$select=runId").json().keys() == {"@odata.context", "@odata.etag", "runId"}
 
 
+@pytest.mark.rule("W1")
 def test_the_etag_does_not_depend_on_what_is_selected(full):
     whole = full.get(f"{RUNS}({number(11)})").headers["etag"]
     assert full.get(f"{RUNS}({number(11)})?$select=runId&$schemaversion=2.0").headers["etag"] == whole

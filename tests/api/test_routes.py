@@ -17,6 +17,7 @@ ROOTS = ("/v2.0/example.com/prod/api/microsoft/cloudMigration/v1.0", "/v2.0/prod
          "/BC/api/microsoft/cloudMigration/v1.0", "/BC/api/v1.0", "/v2.0/example.com/prod/api/v1.0")
 
 
+@pytest.mark.rule("U1", "U2", "U3", "U4")
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_root_shows_the_same_and_links_to_itself(full, root):
     client = Client(full.http, full.token, root)
@@ -30,6 +31,7 @@ def test_every_root_shows_the_same_and_links_to_itself(full, root):
 # ------------------------------------------------------------------ who may call
 
 
+@pytest.mark.rule("N3", "X1")
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic dXNlcjprZXk=", "Token x", "bearer  "])
 @pytest.mark.parametrize("path", ["", RUNS, "$metadata", "nothing"])
 def test_nothing_is_open(full, authorization, path):
@@ -40,6 +42,7 @@ def test_nothing_is_open(full, authorization, path):
     assert error["message"].startswith("The server has rejected the client credentials.  CorrelationId:  ")
 
 
+@pytest.mark.rule("N3")
 def test_the_scheme_ignores_case_and_two_credentials_are_none(full):
     assert full.http.get("/api/v1.0/companies", headers={"Authorization": f"bEARER {full.token}"}).status_code == 200
     twice = [("Authorization", f"Bearer {full.token}"), ("Authorization", "Bearer x")]
@@ -59,6 +62,7 @@ def test_revoked_and_expired_tokens_are_worthless(client):
     assert late.error(RUNS)[0] == 401
 
 
+@pytest.mark.rule("N4")
 def test_readers_read_operators_operate_administrators_set_up(client):
     reader, operator = client.as_role("reader", "r"), client.as_role("operator", "o")
     setup = {"productId": "Custom", "sqlServerType": "SQLServer"}
@@ -84,6 +88,7 @@ def test_who_called_is_in_the_event_log(client):
 # ------------------------------------------------------------------ order of checks, protocol
 
 
+@pytest.mark.rule("X2")
 def test_checks_come_in_their_order(full):
     reader = full.as_role("reader", "ordered")
     nobody = Client(full.http, "x")
@@ -102,6 +107,7 @@ def test_checks_come_in_their_order(full):
     assert full.error(broken)[0] == 400
 
 
+@pytest.mark.rule("H5")
 def test_head_is_get_without_a_body(full):
     for path in ("", RUNS, f"{RUNS}({number(1)})", "$metadata", f"{RUNS}/$count", f"{RUNS}({number(1)})/runId/$value"):
         head, get = full.ask("HEAD", path), full.get(path)
@@ -110,6 +116,7 @@ def test_head_is_get_without_a_body(full):
     assert full.ask("HEAD", "nothing").status_code == 404
 
 
+@pytest.mark.rule("H5")
 def test_options_tells_what_is_allowed(full):
     for path, allow in ((RUNS, "GET, HEAD, OPTIONS"), ("tableMappings", "GET, HEAD, OPTIONS, POST"),
                         (f"tableMappings({number(70)})", "GET, HEAD, OPTIONS, PATCH, DELETE"),
@@ -118,6 +125,7 @@ def test_options_tells_what_is_allowed(full):
         assert (answer.status_code, answer.headers["allow"], answer.content) == (204, allow, b"")
 
 
+@pytest.mark.rule("H1")
 def test_only_protocol_version_4_is_spoken(full):
     assert full.get(RUNS, OData_Version="4.0", OData_MaxVersion="4.01").headers["odata-version"] == "4.0"
     for version in ("2.0", "3.0", "x"):
@@ -130,6 +138,7 @@ def test_unknown_headers_are_ignored_and_the_language_is_told(full):
     assert "access-control-allow-origin" not in full.get(RUNS, Origin="https://x.example").headers
 
 
+@pytest.mark.rule("H6")
 def test_browsers_may_call_from_listed_origins_only(tmp_path):
     client = open_client(tmp_path, cors_origins="https://a.example https://b.example")
     asked = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "if-match, authorization"}
@@ -142,23 +151,25 @@ def test_browsers_may_call_from_listed_origins_only(tmp_path):
     assert refused.status_code == 400 and refused.json()["error"]["code"] == "BadRequest"
 
 
+@pytest.mark.rule("X1")
 @pytest.mark.parametrize("path", ["/", "/nothing", "/api/v2.0/companies", "/favicon.ico", "/a%0A/", "/a%0A/?%80"])
 def test_other_addresses_are_refused_in_json(full, path):
     answer = full.http.get(path)
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "BadRequest_ResourceNotFound"
 
 
+@pytest.mark.rule("N3")
 def test_health_is_open(full):
-    """N3."""
     answer = full.http.get("/health")
     assert answer.status_code == 200 and answer.json() == {"status": "ok"}
     assert full.http.request("POST", "/health").json()["error"]["code"] == "BadRequest_MethodNotAllowed"
     assert full.http.get("/health/").json()["error"]["code"] == "BadRequest_ResourceNotFound"
 
 
+@pytest.mark.rule("X1")
 @pytest.mark.parametrize("host", ["[::1", "a]b", "[x]"])
 def test_a_host_that_is_none_is_refused(full, host):
-    """X1, for the links are made of it."""
+    """For the links are made of it."""
     answer = full.get(RUNS, Host=host)
     assert answer.status_code == 200 or (answer.status_code, answer.json()["error"]["code"]) == (400, "BadRequest_InvalidRequestUrl")
 
@@ -181,6 +192,7 @@ def test_only_a_process_of_its_own_has_its_log_begun_and_only_for_skylift(tmp_pa
     assert done.stdout == f"[] 30 {logs}\n"
 
 
+@pytest.mark.rule("F7")
 def test_deep_and_long_filters_are_carried_out(full):
     assert len(full.rows(f"{RUNS}?$filter={'not ' * 98}true")) == 12
     assert full.rows(f"{RUNS}?$filter={'(' * 99}runId eq 'run-01'{')' * 99}")[0]["runId"] == "run-01"
@@ -205,6 +217,7 @@ def broken(client, monkeypatch, error):
     monkeypatch.setattr(type(client.http.service), "select", fail)
 
 
+@pytest.mark.rule("X1")
 def test_a_bug_is_500_without_detail_and_logged_with_its_id(tmp_path, monkeypatch, caplog):
     client = open_client(tmp_path)
     broken(client, monkeypatch, ZeroDivisionError("a secret"))
@@ -215,6 +228,7 @@ def test_a_bug_is_500_without_detail_and_logged_with_its_id(tmp_path, monkeypatc
     assert answer.headers["request-id"] in caplog.text and "a secret" in caplog.text
 
 
+@pytest.mark.rule("X1")
 def test_a_busy_store_is_503_with_a_time_to_come_back(tmp_path, monkeypatch):
     client = open_client(tmp_path)
     broken(client, monkeypatch, Transient("the store did not answer", hint="try again"))
@@ -223,6 +237,7 @@ def test_a_busy_store_is_503_with_a_time_to_come_back(tmp_path, monkeypatch):
     assert int(answer.headers["retry-after"]) > 0
 
 
+@pytest.mark.rule("A3")
 def test_what_the_target_cannot_do_is_a_business_refusal(tmp_path, monkeypatch):
     client = open_client(tmp_path)
     broken(client, monkeypatch, TargetFailed("the disk is full"))
@@ -231,6 +246,7 @@ def test_what_the_target_cannot_do_is_a_business_refusal(tmp_path, monkeypatch):
     assert answer.json()["error"]["message"].startswith("The disk is full.  CorrelationId:")
 
 
+@pytest.mark.rule("W8")
 def test_secrets_are_not_logged(client, caplog):
     with caplog.at_level(logging.DEBUG):
         client.ask("POST", "setupCloudMigration", {"productId": "Custom", "sqlServerType": "AzureSQL",

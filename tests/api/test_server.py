@@ -50,8 +50,9 @@ def server(tmp_path_factory):
         process.wait(20)
 
 
+@pytest.mark.rule("U5", "U6")
 def test_the_name_of_an_action_is_let_through_as_method(server):
-    """Literally what the generated documentation prints (U6)."""
+    """Literally what the generated documentation prints."""
     client, port = server
     company, before = client.rows("companies")[0]["id"], client.rows(RUNS)
     request = (f"RUNREPLICATION /api/v1.0/companies({company})/cloudMigrationStatuss({before[0]['id']})/Microsoft.NAV.runReplication "
@@ -67,6 +68,7 @@ def test_the_name_of_an_action_is_let_through_as_method(server):
     assert client.ask("RUNREPLICATION", f"{RUNS}({run['id']})/Microsoft.NAV.refreshStatus").status_code == 405
 
 
+@pytest.mark.rule("U7")
 def test_escapes_reach_the_application_undecoded(server):
     client, _ = server
     assert client.get("companies(name='CRONUS')").status_code == 200
@@ -75,6 +77,7 @@ def test_escapes_reach_the_application_undecoded(server):
     assert client.get(f"/{RUNS}//").status_code == 200
 
 
+@pytest.mark.rule("H5", "W3")
 def test_head_options_and_empty_answers_keep_the_connection_usable(server):
     client, _ = server
     length = client.get(RUNS).headers["content-length"]
@@ -87,6 +90,7 @@ def test_head_options_and_empty_answers_keep_the_connection_usable(server):
     assert client.get(f"companies({company['id']})", If_None_Match=company["@odata.etag"]).status_code == 304
 
 
+@pytest.mark.rule("G2")
 def test_links_lead_back_to_where_they_came_from(server):
     client, port = server
     link = client.get("sourceProductTypes?$select=id", Prefer="odata.maxpagesize=2").json()["@odata.nextLink"]
@@ -95,6 +99,7 @@ def test_links_lead_back_to_where_they_came_from(server):
     assert [row["id"] for row in rest["value"]] == ["DynamicsBCLast", "DynamicsGP"]
 
 
+@pytest.mark.rule("X1")
 def test_a_body_of_unknown_length_is_cut_off_at_the_limit(server):
     client, _ = server
     answer = client.http.request("POST", "/api/v1.0/tableMappings", content=(b" " * 65536 for _ in range(300)),

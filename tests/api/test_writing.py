@@ -51,6 +51,7 @@ def ready(client, lab):
 # ------------------------------------------------------------------ set-up
 
 
+@pytest.mark.rule("W8", "W4")
 def test_a_setup_is_made_once_and_keeps_its_secrets(client, source):
     answer = connect(client, source)
     assert answer.headers["location"] == answer.json()["@odata.context"].replace("$metadata#", "").replace(
@@ -62,6 +63,7 @@ def test_a_setup_is_made_once_and_keeps_its_secrets(client, source):
     assert client.error(SETUP, "POST", body={"productId": "Custom"})[:2] == (400, "Application_DialogException")
 
 
+@pytest.mark.rule("W8")
 def test_a_setup_without_runtime_hands_one_out(client):
     answer = client.ask("POST", SETUP, {"productId": "Custom", "sqlServerType": "SQLServer"}).json()
     assert answer["runtimeName"] and answer["runtimeKey"]
@@ -71,6 +73,7 @@ def test_a_setup_without_runtime_hands_one_out(client):
     assert again["runtimeKey"] == answer["runtimeKey"]
 
 
+@pytest.mark.rule("W8", "A3")
 @pytest.mark.parametrize(("body", "message"), [
     ({"productId": "Nothing"}, "'Nothing' is not a source product. Choose one of"),
     ({"productId": "Custom", "sqlServerType": "AzureSQL"}, "SqlConnectionString is missing"),
@@ -87,6 +90,7 @@ def test_a_wrong_setup_is_a_sentence_with_a_hint(client, body, message):
 # ------------------------------------------------------------------ PATCH, POST, DELETE
 
 
+@pytest.mark.rule("W1", "W2")
 def test_a_patch_needs_a_tag_and_a_current_one(client, source):
     connect(client, source)
     [company] = client.rows(COMPANIES)
@@ -102,6 +106,7 @@ def test_a_patch_needs_a_tag_and_a_current_one(client, source):
     assert client.ask("PATCH", path, {}, If_Match="*").json() == answer.json()
 
 
+@pytest.mark.rule("W4", "W5")
 def test_what_was_read_may_be_sent_back_with_one_change(client, source):
     connect(client, source)
     [company] = client.rows(COMPANIES)
@@ -113,6 +118,7 @@ def test_what_was_read_may_be_sent_back_with_one_change(client, source):
     assert client.error(path, "PATCH", body={"id": str(number(3))}, If_Match="*")[1] == "BadRequest_InvalidOperation"
 
 
+@pytest.mark.rule("W5", "E5")
 @pytest.mark.parametrize(("body", "code", "message"), [
     ("", "BadRequest", "The body is not JSON"), ("{", "BadRequest", "The body is not JSON"), ("[]", "BadRequest", "must be a JSON object"),
     ("1", "BadRequest", "must be a JSON object"), ('{"nothing":1}', "BadRequest", "The property 'nothing' does not exist on type"),
@@ -143,6 +149,7 @@ def mapped(client, source):
 MAPPING = {"appId": str(number(7)), "tableId": 50_000, "tableName": "Target", "sourceTableName": "[Origin]"}
 
 
+@pytest.mark.rule("W4", "W3")
 def test_a_mapping_is_made_changed_and_deleted(mapped):
     answer = mapped.ask("POST", MAPPINGS, MAPPING | {"targetTableType": "Table", "id": ZERO, "extensionName": ""})
     made = answer.json()
@@ -156,11 +163,13 @@ def test_a_mapping_is_made_changed_and_deleted(mapped):
     assert mapped.error(path, "DELETE")[:2] == (404, "Internal_RecordNotFound")
 
 
+@pytest.mark.rule("W5")
 def test_a_mapping_is_unique_by_app_and_table(mapped):
     mapped.ask("POST", MAPPINGS, MAPPING)
     assert mapped.error(MAPPINGS, "POST", body=MAPPING | {"tableName": "Other"})[:2] == (409, "Internal_EntityWithSameKeyExists")
 
 
+@pytest.mark.rule("W5")
 @pytest.mark.parametrize(("change", "code"), [
     ({"tableName": "x" * 31}, "Application_StringExceededLength"), ({"appId": "x"}, "Application_InvalidGUID"),
     ({"tableId": 2**31}, "BadRequest"), ({"tableId": 1.5}, "BadRequest"), ({"tableId": True}, "BadRequest"),
@@ -171,6 +180,7 @@ def test_a_wrong_mapping_is_refused_with_its_code(mapped, change, code):
     assert mapped.rows(MAPPINGS) == []
 
 
+@pytest.mark.rule("W4")
 def test_an_answer_without_content_can_be_preferred(mapped):
     answer = mapped.ask("POST", MAPPINGS, MAPPING, Prefer="return=minimal")
     assert answer.status_code == 204 and answer.content == b"" and answer.headers["preference-applied"] == "return=minimal"
@@ -181,17 +191,20 @@ def test_an_answer_without_content_can_be_preferred(mapped):
     assert mapped.ask("PATCH", path, {}, Prefer="return=representation", If_Match="*").status_code == 200
 
 
+@pytest.mark.rule("W6")
 def test_a_body_must_be_json(mapped):
     for kind in ("text/plain", "application/xml", ""):
         assert mapped.error(MAPPINGS, "POST", body="{}", Content_Type=kind)[:2] == (415, "BadRequest")
     assert mapped.ask("POST", MAPPINGS, MAPPING, Content_Type="application/json;IEEE754Compatible=true; charset=utf-8").status_code == 201
 
 
+@pytest.mark.rule("H5")
 def test_writes_with_a_read_only_intent_are_refused(mapped):
     assert mapped.error(MAPPINGS, "POST", body=MAPPING, Data_Access_Intent="ReadOnly")[:2] == (400, "BadRequest")
     assert mapped.get(MAPPINGS, Data_Access_Intent="ReadOnly").status_code == 200
 
 
+@pytest.mark.rule("X1")
 def test_a_large_body_is_refused(tmp_path):
     from tests.api.conftest import open_client
     client = open_client(tmp_path, max_body_bytes=1024)
@@ -201,6 +214,7 @@ def test_a_large_body_is_refused(tmp_path):
 # ------------------------------------------------------------------ actions
 
 
+@pytest.mark.rule("A1", "A3")
 def test_a_migration_is_driven_from_setup_to_completion(client, lab):
     company = ready(client, lab)
     [row] = client.rows(COMPANIES)
@@ -229,6 +243,7 @@ def test_a_migration_is_driven_from_setup_to_completion(client, lab):
         assert client.error(f"{COMPANIES}({company})/Microsoft.NAV.{action}", "POST")[:2] == (400, "Application_DialogException")
 
 
+@pytest.mark.rule("U6", "A2")
 def test_the_name_of_an_action_works_as_method_for_that_action_only(client, lab):
     ready(client, lab)
     path = f"companies({client.rows('companies')[0]['id']})/cloudMigrationStatuss({client.rows(RUNS)[0]['id']})/Microsoft.NAV"
@@ -240,6 +255,7 @@ def test_the_name_of_an_action_works_as_method_for_that_action_only(client, lab)
     assert client.ask("RUNREPLICATION", RUNS).status_code == 405
 
 
+@pytest.mark.rule("A1")
 @pytest.mark.parametrize(("kind", "body"), [
     (None, None), ("", ""), ("text/plain", ""), ("application/x-www-form-urlencoded", ""), ("application/json", ""),
     ("application/json", "{}"), ("text/plain; charset=utf-8", "{}"), ("application/json", " {} ")])
@@ -250,6 +266,7 @@ def test_actions_need_no_body_whatever_it_calls_itself(client, source, kind, bod
     assert act(client, f"{RUNS}({newest})/nav.REFRESHSTATUS", body=body, **headers).status_code == 204
 
 
+@pytest.mark.rule("A1")
 @pytest.mark.parametrize(("kind", "body", "status"), [
     ("text/plain", "x", 415), ("application/xml", "<x/>", 415), ("application/json", "x", 400), ("application/json", '{"a":1}', 400)])
 def test_actions_refuse_a_body_that_says_something(client, source, kind, body, status):
@@ -258,6 +275,7 @@ def test_actions_refuse_a_body_that_says_something(client, source, kind, body, s
     assert client.error(f"{RUNS}({newest})/NAV.refreshStatus", "POST", body=body, Content_Type=kind)[0] == status
 
 
+@pytest.mark.rule("W3")
 def test_actions_check_a_tag_only_if_it_is_sent(client, source):
     connect(client, source)
     [run] = client.rows(RUNS)
@@ -279,6 +297,7 @@ def test_mappings_have_their_actions(mapped):
 # ------------------------------------------------------------------ what is not allowed
 
 
+@pytest.mark.rule("W7", "W4")
 def test_verbs_that_a_resource_does_not_have_are_405_with_those_it_has(client):
     with client.http.service.store.write() as connection:
         fill(connection)

@@ -85,6 +85,7 @@ def of(name, *arguments):
 NAME = Attribute("name")
 
 
+@pytest.mark.rule("F4")
 @pytest.mark.parametrize(("where", "expected"), [
     (of("like", NAME, ("b", "")), ["b%", "b_"]),
     (of("like", NAME, ("", "_")), ["b_"]),
@@ -261,12 +262,14 @@ def check(store, condition):
         assert select.count(connection, RunTable, where) == len(expected), text
 
 
+@pytest.mark.rule("F1", "F3")
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(conditions)
 def test_random_filters_find_on_sqlite_what_python_finds(sqlite_rows, condition):
     check(sqlite_rows, condition)
 
 
+@pytest.mark.rule("F1", "F3")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(conditions)
 def test_random_filters_find_on_postgresql_what_python_finds(postgres_rows, condition):
