@@ -28,6 +28,7 @@ from skylift.runs import (
 )
 
 NO_ID = UUID(int=0)
+ARROW = "arrow"     # record batches with the columns of the table's schema; every source and target speaks it
 
 # ------------------------------------------------------------------ what moves
 
@@ -36,12 +37,19 @@ NO_ID = UUID(int=0)
 class Table:
     """A table as its source describes it."""
 
-    name: str                       # as the source spells it
+    name: str                       # as the source spells it, within its namespace
     schema: pa.Schema               # columns in order, with the Arrow type each value is moved as
     key: tuple[str, ...] = ()       # primary key columns in key order; () = no key
     rows: int | None = None         # estimate, None = unknown
     size_bytes: int | None = None   # estimate, None = unknown
-    source_types: tuple[str, ...] = ()  # declared types, parallel to schema; for messages
+    source_types: tuple[str, ...] = ()  # declared types, parallel to schema
+    namespace: str = ""             # the source's schema, '' = its default one
+    format: str = ARROW             # what its batches look like: ARROW, or a native format that source and target share
+
+    @property
+    def path(self) -> str:
+        """The name that no other table of the source has."""
+        return f"{self.namespace}.{self.name}" if self.namespace else self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,7 +233,7 @@ def test_a_target_that_loses_or_alters_a_row_is_found_out(source, target, monkey
         monkeypatch.setattr(
             connector.DuckDBTransaction,
             "insert",
-            lambda self, n, schema, batches, fault=fault: honest(self, n, schema, map(fault, batches)),
+            lambda self, n, table, batches, fault=fault: honest(self, n, table, map(fault, batches)),
         )
 
         error = migrate(source.url, target.url, f"c{run}")["t"].error

@@ -231,7 +231,7 @@ def test_the_log_forgets_what_has_arrived_and_keeps_what_another_environment_has
 
     reader = open_source(source.url)
     reader.track(reader.tables(), "other")
-    with reader.changes(reader.tables()[0], other) as changes:
+    with reader.changes(reader.tables()[0], other["t"]) as changes:
         assert len(changes.keys) == 20
     reader.close()
 

@@ -7,7 +7,7 @@ short method; shared code never asks "which database?".
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +20,9 @@ from skylift.errors import SetupError
 from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 
 Batches = Generator[pa.RecordBatch, None, None]    # closed by who stops reading early, so that no statement stays open
+# Batches of a table whose format is not ARROW have one binary column: each value is a whole row, as two databases of one kind exchange it.
+
+SWEEP = "sweep"     # the feed of a table that has none: both sides are hashed, and where they differ rows are moved (engine/sweep.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,15 @@ class Changes:
 
     `keys`: the distinct keys touched (columns = the key); `rows`: those of them that exist now, whole rows, to be read once.
     A key without a row is a delete. `rows_now` counts the table in the same snapshot where the feed alone cannot vouch for
-    every delete, else None. `seal()`, called after the rows have been read, ends the snapshot and says where it stood.
+    every delete, else None; then `keys_now()`, if there is one, streams all keys of the table in that snapshot.
+    `seal()`, called after the rows have been read, ends the snapshot and says where it stood.
     """
 
     keys: pa.Table
     rows: Batches
     rows_now: int | None
     seal: Callable[[], Watermark]
+    keys_now: Callable[[], Batches] | None = None
 
 
 class Source(Protocol):
@@ -45,10 +50,11 @@ class Source(Protocol):
     def tables(self) -> list[Table]:
         """Every user table, in one round trip to the catalogue; never skylift's own or the database's own tables."""
 
-    def track(self, tables: Sequence[Table], consumer: str) -> Watermark:
-        """Make sure that changes of `tables` are fed from now on; the watermark that stands before any later read.
+    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
+        """Make sure that changes of `tables` are fed from now on; by path, the watermark that stands before any later read.
 
-        `consumer` names the environment that reads the feed, so that what it has not read yet is kept.
+        `consumer` names the environment that reads the feed, so that what it has not read yet is kept. Each table gets the
+        best feed that can be had; the watermark's `feed` says which. A table with the feed SWEEP is never `changed`.
         """
 
     def measure(self, table: Table) -> Table:
@@ -58,13 +64,13 @@ class Source(Protocol):
         """Ranges of about `rows` rows or `size_bytes` bytes of a measured table, covering every possible key exactly once."""
 
     def read(self, table: Table, keys: KeyRange) -> Batches:
-        """The rows of `keys`, in batches with the columns of `table.schema`. Raises ValueRefused naming column and key."""
+        """The rows of `keys` in the table's format: batches with its columns. Raises ValueRefused naming column and key."""
 
     def usable(self, table: Table, since: Watermark) -> str:
         """'' if the feed can bring `table` from `since` to now, else the reason why it must be copied whole."""
 
     def changed(self, since: Mapping[str, Watermark]) -> set[str]:
-        """Names of the tables that the feed says were touched since their watermark; cost follows what changed."""
+        """Paths of the tables that the feed says were touched since their watermark; cost follows what changed."""
 
     def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
         """What was touched since the watermark. Raises SourceChanged if the feed cannot tell the rows apart."""
@@ -101,14 +107,17 @@ class Transaction(Protocol):
     def create(self, name: TargetName, table: Table) -> None:
         """An empty table of these columns, in place of whatever stands there."""
 
-    def insert(self, name: TargetName, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-        """Append rows. Raises ValueRefused for a value that the target cannot hold."""
+    def insert(self, name: TargetName, table: Table, batches: Iterable[pa.RecordBatch]) -> None:
+        """Append rows in the table's format. Raises ValueRefused for a value that the target cannot hold."""
 
     def delete(self, name: TargetName, keys: pa.Table) -> None:
         """Delete the rows with these keys (columns = the key)."""
 
-    def read(self, name: TargetName, schema: pa.Schema, keys: pa.Table | None = None) -> Batches:
-        """The rows, or those with these keys, as this transaction sees them, in no order."""
+    def read(self, name: TargetName, table: Table, keys: pa.Table | None = None) -> Batches:
+        """The rows, or those with these keys, in the table's format, as this transaction sees them, in no order.
+
+        `table.schema` may be some of the columns only.
+        """
 
     def count(self, name: TargetName) -> int: ...
     def swap(self, build: TargetName, name: TargetName) -> None:
@@ -128,6 +137,7 @@ class Target(Protocol):
 
     max_name_bytes: int
     chunk_rows: int                 # rows of a chunk that this database stores best
+    formats: Container[str]         # that it reads and writes; ARROW is one of them
 
     def transaction(self) -> AbstractContextManager[Transaction]: ...
     def states(self) -> dict[TargetName, TableState]: ...
@@ -135,7 +145,7 @@ class Target(Protocol):
         """The full copies that have begun under this id and not ended, by the table they build."""
 
     def chunks_done(self, build: TargetName, copy_id: str) -> dict[int, Digest]: ...
-    def read_parts(self, name: TargetName, schema: pa.Schema, parts: int) -> list[Batches]:
+    def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
         """The committed rows as at most `parts` independent streams, each to be read by a thread of its own."""
 
     def discard_copies(self, keep: str) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from skylift.connectors import Batches, CopyPlan, TableState
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
-from skylift.model import Digest, Table, TargetName, Watermark
+from skylift.model import ARROW, Digest, Table, TargetName, Watermark
 
 MEMORY = "150MB"                  # DuckDB's own buffers; above it DuckDB spills beside the file
 READ_ROWS = 16_384
@@ -72,6 +72,7 @@ class DuckDBTarget:
 
     max_name_bytes = 1 << 16
     chunk_rows = CHUNK_ROWS
+    formats = (ARROW,)
 
     def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
         self.path = path
@@ -108,7 +109,8 @@ class DuckDBTarget:
                           build.schema, build.table, copy_id)
         return {chunk: _digest(count, digest) for chunk, count, digest in rows}
 
-    def read_parts(self, name: TargetName, schema: pa.Schema, parts: int) -> list[Batches]:
+    def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
+        schema = table.schema
         [(last,)] = self._rows(f"select coalesce(max(rowid), 0) from {_table(name)}")
         if last < parts * READ_ROWS:
             return [self._part(name, schema, "")]
@@ -171,7 +173,7 @@ class DuckDBTransaction:
             self._cursor.execute(f"create schema if not exists {quote(name.schema)}")
         self._cursor.execute(f"create or replace table {_table(name)} ({', '.join(columns)})")
 
-    def insert(self, name: TargetName, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    def insert(self, name: TargetName, table: Table, batches: Iterable[pa.RecordBatch]) -> None:
         failure: list[BaseException] = []
 
         def guarded() -> Iterator[pa.RecordBatch]:
@@ -181,7 +183,7 @@ class DuckDBTransaction:
                 failure.append(error)
                 raise
 
-        _skylift_batches = pa.RecordBatchReader.from_batches(schema, guarded())
+        _skylift_batches = pa.RecordBatchReader.from_batches(table.schema, guarded())
         try:                                       # DuckDB finds the variable by its name; registering a view costs 0.5 ms
             self._cursor.execute(f"insert into {_table(name)} select * from _skylift_batches")
         except duckdb.Error:
@@ -195,7 +197,8 @@ class DuckDBTransaction:
         self._cursor.execute(f"delete from {_table(name)} t using _skylift_keys k where {matches}")
         self._cursor.unregister("_skylift_keys")
 
-    def read(self, name: TargetName, schema: pa.Schema, keys: pa.Table | None = None) -> Batches:
+    def read(self, name: TargetName, table: Table, keys: pa.Table | None = None) -> Batches:
+        schema = table.schema
         if keys is None:
             yield from _read(self._cursor, f"select {_columns(schema)} from {_table(name)}", schema)
             return

@@ -251,7 +251,7 @@ class SqliteSource:
 
     # -------------------------------------------------------------- changes
 
-    def track(self, tables: Sequence[Table], consumer: str) -> Watermark:
+    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
         return self.feed.track(tables, consumer)
 
     def usable(self, table: Table, since: Watermark) -> str:

@@ -49,7 +49,7 @@ class ChangeLog:
         self._logged: dict[str, tuple[int, int]] = {}    # table name -> (t, since), as track found them
         self._tokens: set[str] = set()
 
-    def track(self, tables: Sequence[Table], consumer: str) -> Watermark:
+    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
         source, token = self._source, secrets.token_hex(16)
         with source.writing() as run:
             for statement in _TABLES:
@@ -88,7 +88,7 @@ class ChangeLog:
                 run("insert or ignore into _skylift_consumers values (?, ?, ?)", consumer, self._logged[table.name][0], position)
             run("insert into _skylift_tokens values (?, ?)", token, position)
             self._tokens = {token for (token,) in run("select token from _skylift_tokens")}
-        return Watermark("change_log", position, token)
+        return dict.fromkeys((table.path for table in tables), Watermark("change_log", position, token))
 
     def usable(self, table: Table, since: Watermark) -> str:
         if since.feed != "change_log":
@@ -180,8 +180,8 @@ class Fingerprint:
             state.update(file.read(100))
         return Watermark("fingerprint", 1, state.hexdigest())
 
-    def track(self, tables: Sequence[Table], consumer: str) -> Watermark:
-        return self._mark()
+    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
+        return dict.fromkeys((table.path for table in tables), self._mark())
 
     def usable(self, table: Table, since: Watermark) -> str:
         return "" if since == self._mark() else "the source has changed and is opened read-only, so there is no change log"

@@ -3,6 +3,7 @@
     small tables   one transaction for many: create, insert, read back and compare, catch up, ledger
     large tables   begin (build table + plan) -> chunks (rows + ledger row) -> finish (read back and compare, catch up, swap)
     changed rows   one transaction: delete the touched keys, insert their rows, read back and compare, ledger
+    no feed        hash both sides (engine/buckets.py), then one transaction for the rows of the buckets that differ
 
 Nothing here is undone by hand: a step that is stopped anywhere has not happened, and calling it again does it.
 """
@@ -12,21 +13,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from skylift.connectors import Batches, Changes, CopyPlan, Source, TableState, Target, Transaction
+from skylift.engine.buckets import bucket_count, bucket_sums, differing, hashes, rows_of, sum_of
+from skylift.engine.columns import columns_of
 from skylift.engine.hashing import HashedStream, digest, digest_all
 from skylift.errors import NotVerified, SourceChanged
-from skylift.model import Chunk, CopyTask, Digest, KeyRange, Progress, Table, TargetName, Watermark
+from skylift.model import ARROW, Chunk, CopyTask, Digest, KeyRange, Progress, Table, TargetName, Watermark
 from skylift.runs import TableStatus
 
 CHUNK_BYTES = 256 * 2**20
+SWEPT_SHARE = 0.1                   # of a table's rows in differing buckets, above which a sweep gives way to a full copy
+SWEPT_ROWS = 10_000                 # but so many are always swept
 
 
 class Stopped(Exception):
@@ -46,22 +52,24 @@ class Copier:
 
     # -------------------------------------------------------------- small tables, many to a transaction
 
-    def copy_small(self, tasks: Sequence[CopyTask], watermark: Watermark) -> list[Progress]:
+    def copy_small(self, tasks: Sequence[CopyTask], watermarks: Mapping[str, Watermark]) -> list[Progress]:
         """Copy whole tables in one transaction; what they replace stays visible until it commits."""
         done: list[Progress] = []
         with self.target.transaction() as t:
             states: dict[TargetName, TableState] = {}
+            for task in tasks:                     # all at once: a target may send them in one round trip
+                t.create(task.target, task.table)
             for task in tasks:
                 stream = HashedStream(self._until_stopped(self.source.read(task.table, KeyRange())))
-                t.create(task.target, task.table)
-                t.insert(task.target, task.table.schema, stream)
-                if self.verify:
-                    compare(task.table.name, stream.digest, digest_all(t.read(task.target, task.table.schema)))
-                states[task.target] = TableState(stream.digest, watermark, columns_of(task.table))
+                t.insert(task.target, task.table, stream)
+                states[task.target] = TableState(stream.digest, watermarks[task.table.path], columns_of(task.table))
                 done.append(Progress(task, TableStatus.SUCCESSFUL, rows=stream.digest.rows, size_bytes=stream.size_bytes, mode="full"))
-            changed = self.source.changed({task.table.name: watermark for task in tasks})
+            if self.verify:
+                for task in tasks:
+                    compare(task.table.path, states[task.target].digest, digest_all(t.read(task.target, task.table)))
+            changed = self.source.changed({task.table.path: watermarks[task.table.path] for task in tasks})
             for i, task in enumerate(tasks):
-                if task.table.name in changed:
+                if task.table.path in changed:
                     states[task.target], done[i] = self._apply(t, task, task.target, states[task.target], done[i])
             t.set_states(states)
         return [replace(p, total_rows=states[p.task.target].digest.rows, digest=states[p.task.target].digest,
@@ -96,7 +104,7 @@ class Copier:
         build = build_name(task.target)
         with self.target.transaction() as t:
             stream = HashedStream(self._until_stopped(self.source.read(task.table, chunk.keys)))
-            t.insert(build, task.table.schema, stream)
+            t.insert(build, task.table, stream)
             t.chunk_done(build, self.copy_id, chunk.id, stream.digest)
         return stream.digest.rows, stream.size_bytes
 
@@ -105,13 +113,13 @@ class Copier:
         build, table = build_name(task.target), task.table
         expected = sum(self.target.chunks_done(build, self.copy_id).values(), Digest())
         if self.verify:
-            parts = self.target.read_parts(build, table.schema, workers)
+            parts = self.target.read_parts(build, table, workers)
             with ThreadPoolExecutor(len(parts)) as pool:
                 found = sum(pool.map(lambda part: digest_all(self._until_stopped(part)), parts), Digest())
-            compare(table.name, expected, found)
+            compare(table.path, expected, found)
         state = TableState(expected, plan.watermark, columns_of(table))
         progress = Progress(task, TableStatus.SUCCESSFUL, rows=expected.rows, mode="full")
-        changed = self.source.changed({table.name: plan.watermark})
+        changed = self.source.changed({table.path: plan.watermark})
         with self.target.transaction() as t:
             if changed:
                 state, progress = self._apply(t, task, build, state, progress)
@@ -135,24 +143,80 @@ class Copier:
 
     def _apply(self, t: Transaction, task: CopyTask, name: TargetName, state: TableState,
                progress: Progress) -> tuple[TableState, Progress]:
-        schema = task.table.schema
-        with self.source.changes(task.table, state.watermark) as changes:
-            before, existing = _digest_and_keys(t.read(name, schema, changes.keys), changes.keys.schema)
+        table = task.table
+        with self.source.changes(table, state.watermark) as changes:
+            before, existing = _digest_and_keys(t, name, table, changes.keys)
             stream = HashedStream(self._until_stopped(changes.rows))
             t.delete(name, changes.keys)
-            t.insert(name, schema, stream)
+            t.insert(name, table, stream)
+            after, present = _digest_and_keys(t, name, table, changes.keys)
+            compare(table.path, stream.digest, after)
+            if before.rows > len(changes.keys):
+                raise NotVerified(f"{table.path}: the target holds {before.rows} rows for {len(changes.keys)} keys",
+                                  hint="copy it afresh: skylift run --kind full")
+            total, gone = state.digest - before + after, 0
+            if changes.keys_now and total.rows != changes.rows_now:
+                dropped = self._delete_gone(t, name, table, changes.keys_now)
+                total, gone = total - dropped, dropped.rows
             watermark = changes.seal()
-        after, present = _digest_and_keys(t.read(name, schema, changes.keys), changes.keys.schema)
-        compare(task.table.name, stream.digest, after)
-        if before.rows > len(changes.keys):
-            raise NotVerified(f"{task.table.name}: the target holds {before.rows} rows for {len(changes.keys)} keys",
-                              hint="copy it afresh: skylift run --kind full")
-        total = state.digest - before + after
-        _check_count(task.table.name, changes, total.rows, t, name)
+        _check_count(table.path, changes, total.rows, t, name)
         updated = len(existing.join(present, existing.column_names, join_type="inner")) if len(existing) and len(present) else 0
         return (TableState(total, watermark, state.columns),
                 replace(progress, rows=progress.rows + after.rows, size_bytes=progress.size_bytes + stream.size_bytes,
-                        inserted=after.rows - updated, updated=updated, deleted=before.rows - updated))
+                        inserted=after.rows - updated, updated=updated, deleted=before.rows - updated + gone))
+
+    def _delete_gone(self, t: Transaction, name: TargetName, table: Table, keys_now: Callable[[], Batches]) -> Digest:
+        """Delete the rows whose keys the source does not have; what the target held of them. Keeps the keys of differing buckets."""
+        keys = replace(table, schema=pa.schema([table.schema.field(k) for k in table.key]), format=ARROW)
+        count = bucket_count(t.count(name))
+        wanted = differing(*(bucket_sums([self._until_stopped(side)], table.key, count, 1) for side in (keys_now(), t.read(name, keys))))
+        here, there = ([*rows_of(self._until_stopped(side), table.key, wanted)] for side in (keys_now(), t.read(name, keys)))
+        known = np.concatenate([hashes(batch) for batch in here]) if here else np.zeros(0, "V16")
+        gone = pa.Table.from_batches([batch.filter(pa.array(~np.isin(hashes(batch), known))) for batch in there], keys.schema)
+        dropped = digest_all(t.read(name, table, gone))
+        t.delete(name, gone)
+        return dropped
+
+    def sweep(self, task: CopyTask, state: TableState, watermark: Watermark, workers: int) -> Progress:
+        """Bring a table without a feed up to date: hash both sides, and replace the rows of the buckets that differ, in one transaction.
+
+        Raises SourceChanged where so much differs that a full copy is cheaper.
+        """
+        table, key = task.table, task.table.key
+        ranges = self.source.split(table, self.target.chunk_rows, CHUNK_BYTES)
+        count = bucket_count(max(table.rows or 0, state.digest.rows))
+
+        def source() -> list[Iterator[pa.RecordBatch]]:
+            return [self._until_stopped(self.source.read(table, keys)) for keys in ranges]
+
+        here = bucket_sums(source(), key, count, workers)
+        parts = self.target.read_parts(task.target, table, workers)
+        there = bucket_sums([self._until_stopped(part) for part in parts], key, count, workers)
+        wanted = differing(here, there)
+        touched = int(max(here[wanted, 0].sum(), there[wanted, 0].sum()))
+        if touched > max(SWEPT_ROWS, SWEPT_SHARE * int(here[:, 0].sum())):
+            raise SourceChanged(f"{table.path}: {touched} rows lie where source and target differ, more than a sweep is worth")
+        total, progress = sum_of(there), Progress(task, TableStatus.SUCCESSFUL, mode="incremental" if touched else "unchanged")
+        with self.target.transaction() as t:
+            if touched:
+                total, progress = self._replace(t, task, source(), wanted, total, progress)
+            t.set_states({task.target: TableState(total, watermark, state.columns)})
+        return replace(progress, total_rows=total.rows, digest=total, watermark=watermark)
+
+    def _replace(self, t: Transaction, task: CopyTask, source: Iterable[Iterator[pa.RecordBatch]], wanted: np.ndarray, total: Digest,
+                 progress: Progress) -> tuple[Digest, Progress]:
+        table, key = task.table, list(task.table.key)
+        old, new, arrived = _Seen(key), _Seen(key), Digest()
+        for batch in rows_of(t.read(task.target, table), key, wanted):
+            old.add(batch)
+        t.delete(task.target, old.keys(table))
+        stream = HashedStream(new.passing(rows_of((batch for reader in source for batch in reader), key, wanted)))
+        t.insert(task.target, table, stream)
+        arrived = digest_all(t.read(task.target, table, new.keys(table)))
+        compare(table.path, stream.digest, arrived)
+        inserted, updated, deleted = old.turned_into(new)
+        return total - old.digest + arrived, replace(progress, rows=inserted + updated, size_bytes=stream.size_bytes, inserted=inserted,
+                                                     updated=updated, deleted=deleted)
 
     def _until_stopped(self, batches: Batches) -> Iterator[pa.RecordBatch]:
         with closing(batches):                     # at once: an open statement keeps its connection from closing
@@ -170,11 +234,6 @@ def compare(table: str, source: Digest, target: Digest) -> None:
                           hint="skylift verify names the rows; skylift run copies the table again")
 
 
-def columns_of(table: Table) -> str:
-    """Names, order and types of a table's columns, and its key, as the text that the ledger keeps."""
-    return json.dumps({"columns": {field.name: str(field.type) for field in table.schema}, "key": table.key})
-
-
 def build_name(name: TargetName) -> TargetName:
     """Where a large table is built, beside the one it will replace."""
     return TargetName(name.schema, "_skylift_new_" + hashlib.blake2b(name.table.encode(), digest_size=8).hexdigest())
@@ -187,12 +246,48 @@ def _check_count(table: str, changes: Changes, rows: int, t: Transaction, name: 
                             f"{rows} rows by the log, {changes.rows_now} in the source")
 
 
-def _digest_and_keys(batches: Iterable[pa.RecordBatch], keys: pa.Schema) -> tuple[Digest, pa.Table]:
+def _digest_and_keys(t: Transaction, name: TargetName, table: Table, keys: pa.Table) -> tuple[Digest, pa.Table]:
+    """Of the rows with these keys: their digest, and which of the keys there are."""
+    if not len(keys):
+        return Digest(), keys
+    if table.format != ARROW:                      # whole rows in one value: the keys are asked for by themselves
+        existing = [*t.read(name, replace(table, schema=keys.schema, format=ARROW), keys)]
+        return digest_all(t.read(name, table, keys)), pa.Table.from_batches(existing, keys.schema)
     total, found = Digest(), []
-    for batch in batches:
+    for batch in t.read(name, table, keys):
         total += digest(batch)
-        found.append(batch.select(keys.names))
-    return total, pa.Table.from_batches(found, keys)
+        found.append(batch.select(keys.schema.names))
+    return total, pa.Table.from_batches(found, keys.schema)
+
+
+class _Seen:
+    """What has passed of one side of a sweep: its digest, and of each row the key and the hashes of key and row."""
+
+    def __init__(self, key: list[str]) -> None:
+        self._key = key
+        self._keys: list[pa.RecordBatch] = []
+        self._hashes: list[tuple[np.ndarray, np.ndarray]] = []
+        self.digest = Digest()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._keys.append(batch.select(self._key))
+        self._hashes.append((hashes(self._keys[-1]), hashes(batch)))
+        self.digest += digest(batch)
+
+    def passing(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            self.add(batch)
+            yield batch
+
+    def keys(self, table: Table) -> pa.Table:
+        return pa.Table.from_batches(self._keys, pa.schema([table.schema.field(k) for k in self._key]))
+
+    def turned_into(self, new: _Seen) -> tuple[int, int, int]:
+        """How many rows were inserted, updated and deleted."""
+        (k0, r0), (k1, r1) = ([np.concatenate([pair[i] for pair in side._hashes] or [np.zeros(0, "V16")]) for i in (0, 1)]
+                              for side in (self, new))
+        kept, same = np.isin(k1, k0).sum(), np.isin(r1, r0).sum()
+        return int(len(k1) - kept), int(kept - same), int(len(k0) - kept)
 
 
 def _to_json(key: tuple[Any, ...] | None) -> list[Any] | None:

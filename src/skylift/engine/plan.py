@@ -47,8 +47,8 @@ def plan(catalogue: Catalogue, mappings: Sequence[TableMapping], source_tables: 
     own = {(table.company, same_name(table.table_name)) for table in catalogue.tables}
     found = [(table.company, table.table_name, table.table) for table in catalogue.tables]
     if any((company, name) not in own for name, per_company in wanted for company in (companies if per_company else [""])):
-        planned = {table.table.name for table in catalogue.tables}
-        found += [row for row in _elsewhere(companies, source_tables()) if row[2].name not in planned
+        planned = {table.table.path for table in catalogue.tables}
+        found += [row for row in _elsewhere(companies, source_tables()) if row[2].path not in planned
                   and (same_name(row[1]), bool(row[0])) in wanted]
     tasks = []
     seen: set[tuple[str, str]] = set()
@@ -60,7 +60,7 @@ def plan(catalogue: Catalogue, mappings: Sequence[TableMapping], source_tables: 
     left_out += [LeftOut(company, mapped_name(mapping), f"the source has no table '{mapping.source_table_name}'", "50004")
                  for (name, per_company), those in wanted.items() for mapping in those
                  for company in (companies if per_company else [""]) if (company, name) not in seen]
-    refuse_collisions((task.target, task.table.name) for task in tasks)
+    refuse_collisions((task.target, task.table.path) for task in tasks)
     return Plan(tasks, left_out)
 
 

@@ -6,7 +6,6 @@ two thousand transactions. Threads are enough: reading, casting, hashing and loa
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
@@ -14,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from skylift.connectors import CopyPlan, Source, TableState, Target
-from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name, columns_of
-from skylift.errors import CopyError, SchemaChanged, SkyliftError, SourceChanged, Transient
-from skylift.model import Chunk, CopyTask, Progress, TargetName, Watermark
+from skylift.connectors import SWEEP, CopyPlan, Source, TableState, Target
+from skylift.engine.columns import schema_change, table_of
+from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name
+from skylift.errors import CopyError, SkyliftError, SourceChanged, Transient
+from skylift.model import ARROW, Chunk, CopyTask, Progress, Table, TargetName, Watermark
 from skylift.runs import TableStatus
 
 PACK_TABLES = 100
@@ -69,6 +69,7 @@ class _Work:
         self._lock = threading.Lock()
         self._open = 0                                  # units submitted and not ended
         self._reasons: dict[TargetName, str] = {}
+        self._watermarks: dict[str, Watermark] = {}     # by path of the source table
         self._positions: dict[tuple[TargetName, str], int] = {}     # of every task that holds data: target, table -> position
 
     def finished(self) -> bool:
@@ -79,35 +80,46 @@ class _Work:
         copier = self.copier
         copier.target.discard_copies(keep=copier.copy_id)
         states = copier.target.states()
-        watermark = copier.source.track([task.table for task in tasks], copier.consumer)
+        self._track([task.table for task in tasks])
         whole: list[CopyTask] = []
         incremental: list[tuple[CopyTask, TableState]] = []
-        for task in tasks:
+        for task in map(self._agreed, tasks):
             state = states.get(task.target)
             if state:
-                self._positions[task.target, task.table.name] = state.watermark.position
-            reason = _why_whole(copier, task, state)
+                self._positions[task.target, task.table.path] = state.watermark.position
+            reason = _why_whole(copier, task, state, self._watermarks[task.table.path])
             if isinstance(reason, CopyError):
                 self.results.put(Progress(task, TableStatus.FAILED, error=reason))
             elif state is None or reason:
                 self._reasons[task.target] = reason
                 whole.append(task)
+            elif SWEEP in (state.watermark.feed, self._watermarks[task.table.path].feed):
+                self._submit(self._sweep, task, state)
             else:
                 incremental.append((task, state))
         # One source table may fill several targets, each with a watermark of its own: the oldest says what may have changed.
-        oldest = {task.table.name: state.watermark for task, state in
+        oldest = {task.table.path: state.watermark for task, state in
                   sorted(incremental, key=lambda pair: pair[1].watermark.position, reverse=True)}
-        changed = copier.source.changed(oldest)
-        self._submit(self._unchanged, [pair for pair in incremental if pair[0].table.name not in changed], watermark)
+        changed = copier.source.changed(oldest) if oldest else set()
+        self._submit(self._unchanged, [pair for pair in incremental if pair[0].table.path not in changed])
         for task, state in incremental:
-            if task.table.name in changed:
+            if task.table.path in changed:
                 self._submit(self._incremental, task, state)
         if whole:
-            self._submit(self._measure, whole, watermark)
+            self._submit(self._measure, whole)
+
+    def _track(self, tables: Sequence[Table]) -> None:
+        """Take the watermarks that stand before any row of these tables is read."""
+        self._watermarks |= self.copier.source.track(tables, self.copier.consumer)
+
+    def _agreed(self, task: CopyTask) -> CopyTask:
+        """In a format that both sides speak; a sweep compares columns."""
+        native = task.table.format in self.copier.target.formats and self._watermarks[task.table.path].feed != SWEEP
+        return task if native else replace(task, table=replace(task.table, format=ARROW))
 
     def note(self, progress: Progress) -> None:
         if progress.watermark:
-            self._positions[progress.task.target, progress.task.table.name] = progress.watermark.position
+            self._positions[progress.task.target, progress.task.table.path] = progress.watermark.position
 
     def confirm(self) -> None:
         """Nothing of a table before the oldest watermark that stands for it is needed at the source any more."""
@@ -118,31 +130,40 @@ class _Work:
 
     # -------------------------------------------------------------- units of work
 
-    def _unchanged(self, pairs: list[tuple[CopyTask, TableState]], watermark: Watermark) -> None:
+    def _unchanged(self, pairs: list[tuple[CopyTask, TableState]]) -> None:
         """The feed holds nothing for these tables: only their watermarks move on, all in one transaction."""
         if not pairs:
             return
         with self.copier.target.transaction() as t:
-            t.set_states({task.target: replace(state, watermark=watermark) for task, state in pairs})
+            t.set_states({task.target: replace(state, watermark=self._watermarks[task.table.path]) for task, state in pairs})
         for task, state in pairs:
             rows = state.digest.rows
             self.results.put(Progress(task, TableStatus.SUCCESSFUL, total_rows=rows, mode="unchanged", digest=state.digest,
-                                      watermark=watermark))
+                                      watermark=self._watermarks[task.table.path]))
 
     def _incremental(self, task: CopyTask, state: TableState) -> None:
+        self._changed(task, state, lambda: self.copier.apply(task, state))
+
+    def _changed(self, task: CopyTask, state: TableState, step: Callable[[], Progress]) -> None:
         self.results.put(Progress(task, TableStatus.IN_PROGRESS, total_rows=state.digest.rows, mode="incremental"))
         try:
-            progress = self._patiently(lambda: self.copier.apply(task, state))
+            progress = self._patiently(step)
         except SourceChanged as error:                  # the feed cannot do it: copy whole, and say so
             self._reasons[task.target] = error.message
-            self._submit(self._measure, [task], self.copier.source.track([task.table], self.copier.consumer))
+            self._track([task.table])
+            self._submit(self._measure, [task])
             return
         except (CopyError, Transient) as error:
             self.results.put(Progress(task, TableStatus.FAILED, error=error))
             return
         self.results.put(progress)
 
-    def _measure(self, tasks: list[CopyTask], watermark: Watermark) -> None:
+    def _sweep(self, task: CopyTask, state: TableState) -> None:
+        copier, watermark = self.copier, self._watermarks[task.table.path]
+        self._changed(task, state, lambda: copier.sweep(
+            replace(task, table=copier.source.measure(task.table)), state, watermark, self.workers))
+
+    def _measure(self, tasks: list[CopyTask]) -> None:
         """Sort tables by size: the large ones begin first, the small ones are packed."""
         source, target = self.copier.source, self.copier.target
         pack: list[CopyTask] = []
@@ -159,37 +180,38 @@ class _Work:
             rows, size = measured.rows or 0, measured.size_bytes or 0
             if rows > target.chunk_rows or size > CHUNK_BYTES:
                 self.results.put(self._explained(Progress(sized, TableStatus.IN_PROGRESS, total_rows=rows, mode="full")))
-                self._submit(self._large, sized, watermark)
+                self._submit(self._large, sized)
                 continue
             if pack and (len(pack) == PACK_TABLES or packed_bytes + size > PACK_BYTES):
-                self._submit(self._small, pack, watermark)
+                self._submit(self._small, pack)
                 pack, packed_bytes = [], 0
             pack.append(sized)
             packed_bytes += size
         if pack:
-            self._submit(self._small, pack, watermark)
+            self._submit(self._small, pack)
 
-    def _small(self, tasks: list[CopyTask], watermark: Watermark, attempt: int = 1) -> None:
+    def _small(self, tasks: list[CopyTask], attempt: int = 1) -> None:
         if len(tasks) < PACK_TABLES // 2:               # a full pack is over before a person has read its names
             for task in tasks:
                 self.results.put(self._explained(Progress(task, TableStatus.IN_PROGRESS, total_rows=task.table.rows or 0, mode="full")))
         try:
-            done = self._patiently(lambda: self.copier.copy_small(tasks, watermark))
+            done = self._patiently(lambda: self.copier.copy_small(tasks, self._watermarks))
         except (CopyError, Transient) as error:
             if len(tasks) > 1:                          # one of them failed: each for itself
                 for task in tasks:
-                    self._submit(self._small, [task], watermark)
+                    self._submit(self._small, [task])
             elif isinstance(error, SourceChanged) and attempt < RECOPIES:
-                self._small(tasks, self.copier.source.track([tasks[0].table], self.copier.consumer), attempt + 1)
+                self._track([tasks[0].table])
+                self._small(tasks, attempt + 1)
             else:
                 self.results.put(Progress(tasks[0], TableStatus.FAILED, error=error))
             return
         for progress in done:
             self.results.put(self._explained(progress))
 
-    def _large(self, task: CopyTask, watermark: Watermark, attempt: int = 1) -> None:
+    def _large(self, task: CopyTask, attempt: int = 1) -> None:
         try:
-            plan, chunks = self._patiently(lambda: self.copier.begin(task, watermark, self.workers))
+            plan, chunks = self._patiently(lambda: self.copier.begin(task, self._watermarks[task.table.path], self.workers))
         except (CopyError, Transient) as error:
             self.results.put(Progress(task, TableStatus.FAILED, error=error))
             return
@@ -290,23 +312,23 @@ class _LargeCopy:
         work, task = self._work, self._task
         work.copier.discard(task)
         if isinstance(error, SourceChanged) and self._attempt < RECOPIES:
-            work._submit(work._large, task, work.copier.source.track([task.table], work.copier.consumer), self._attempt + 1)
+            work._track([task.table])
+            work._submit(work._large, task, self._attempt + 1)
         else:
             work.results.put(Progress(task, TableStatus.FAILED, error=error))
 
 
-def _why_whole(copier: Copier, task: CopyTask, state: TableState | None) -> str | CopyError:
+def _why_whole(copier: Copier, task: CopyTask, state: TableState | None, watermark: Watermark) -> str | CopyError:
     """Why a table is copied whole, '' if it need not be; an error if an incremental copy was asked for and cannot be had."""
     if state is None:
         return "first copy"
     if task.full:
         return "a full copy was asked for"
-    if state.columns != columns_of(task.table):
-        return _schema_changed(task, state)
-    return copier.source.usable(task.table, state.watermark)
-
-
-def _schema_changed(task: CopyTask, state: TableState) -> SchemaChanged:
-    before, now = json.loads(state.columns)["columns"], {field.name: str(field.type) for field in task.table.schema}
-    return SchemaChanged(task.table.name, now.keys() - before.keys(), before.keys() - now.keys(),
-                         {name for name in now.keys() & before.keys() if now[name] != before[name]})
+    table, kept = task.table, table_of(task.table.path, state.columns)
+    if changed := schema_change(kept, table):
+        return changed
+    if kept.format != table.format:
+        return f"it was copied as {kept.format} and now is as {table.format}"
+    if SWEEP in (state.watermark.feed, watermark.feed):
+        return "" if table.key else "the source cannot tell what changed in it, and it has no primary key"
+    return copier.source.usable(table, state.watermark)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from skylift.connectors import Batches, Source, TableState, Target
-from skylift.engine.copy import CHUNK_BYTES, columns_of
-from skylift.engine.hashing import digest_all, row_hashes
+from skylift.engine.buckets import bucket_sums, differing, rows_of
+from skylift.engine.columns import table_of
+from skylift.engine.copy import CHUNK_BYTES
+from skylift.engine.hashing import digest_all
 from skylift.errors import CopyError
-from skylift.model import CopyTask, Digest
+from skylift.model import ARROW, CopyTask, Digest
 
 BUCKETS = 4096
 BUCKETS_READ = 16                 # differing buckets that are looked into
@@ -57,18 +59,21 @@ def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *,
 
 def _compare(task: CopyTask, state: TableState | None, source: Source, target: Target, pool: ThreadPoolExecutor,
              workers: int) -> TableDifference:
+    table = replace(task.table, format=ARROW)          # two sides are comparable whatever they were copied as
+    task = replace(task, table=table)
     readers = _source_readers(task, source, target)
     total = _total(pool, readers())
     if state is None:
         return TableDifference(task, total, None, note="the target holds no finished copy of this table")
-    if state.columns != columns_of(task.table):
+    kept = table_of(table.path, state.columns)
+    if (kept.schema, kept.key) != (table.schema, table.key):
         return TableDifference(task, total, None, note="the source's columns have changed since the last copy")
 
     def parts() -> list[Batches]:
-        return target.read_parts(task.target, task.table.schema, workers)
+        return target.read_parts(task.target, table, workers)
 
     found = _total(pool, parts())
-    return TableDifference(task, total, found) if total == found else _descend(task, total, found, readers, parts)
+    return TableDifference(task, total, found) if total == found else _descend(task, total, found, readers, parts, workers)
 
 
 def _source_readers(task: CopyTask, source: Source, target: Target) -> Callable[[], list[Batches]]:
@@ -81,11 +86,11 @@ def _total(pool: ThreadPoolExecutor, readers: Iterable[Iterable[pa.RecordBatch]]
     return sum(pool.map(digest_all, readers), Digest())
 
 
-def _descend(task: CopyTask, total: Digest, found: Digest, source: Callable[[], Iterable[Iterable[pa.RecordBatch]]],
-             target: Callable[[], Iterable[Iterable[pa.RecordBatch]]]) -> TableDifference:
+def _descend(task: CopyTask, total: Digest, found: Digest, source: Callable[[], Sequence[Iterable[pa.RecordBatch]]],
+             target: Callable[[], Sequence[Iterable[pa.RecordBatch]]], workers: int) -> TableDifference:
     key = list(task.table.key) or task.table.schema.names
-    sums = _bucket_sums(source(), key) - _bucket_sums(target(), key)
-    wanted = np.flatnonzero(sums.any(axis=1))[:BUCKETS_READ]
+    wanted = differing(bucket_sums(source(), key, BUCKETS, workers), bucket_sums(target(), key, BUCKETS, workers))
+    wanted[np.flatnonzero(wanted)[BUCKETS_READ:]] = False
     left, right = _rows_of(source(), key, wanted), _rows_of(target(), key, wanted)
     different = [f"{k}: {', '.join(name for name in left[k] if repr(left[k][name]) != repr(right[k][name]))}"   # repr: NaN is NaN
                  for k in left if k in right and repr(left[k]) != repr(right[k])]
@@ -94,26 +99,7 @@ def _descend(task: CopyTask, total: Digest, found: Digest, source: Callable[[], 
     return TableDifference(task, total, found, tuple(missing[:SAMPLES]), tuple(extra[:SAMPLES]), tuple(different[:SAMPLES]), note)
 
 
-def _buckets(batch: pa.RecordBatch, key: list[str]) -> np.ndarray:
-    return (row_hashes(batch.select(key))[0] % np.uint64(BUCKETS)).astype(np.int64)
-
-
-def _bucket_sums(readers: Iterable[Iterable[pa.RecordBatch]], key: list[str]) -> np.ndarray:
-    """Per bucket the count and the sums of both hash lanes: uint64 of shape (BUCKETS, 3)."""
-    sums = np.zeros((BUCKETS, 3), np.uint64)
-    for batch in (batch for reader in readers for batch in reader):
-        buckets = _buckets(batch, key)
-        lanes = row_hashes(batch)
-        np.add.at(sums, buckets, np.stack([np.ones(batch.num_rows, np.uint64), *lanes], axis=1))
-    return sums
-
-
 def _rows_of(readers: Iterable[Iterable[pa.RecordBatch]], key: list[str], wanted: np.ndarray) -> dict[tuple, dict]:
     """The rows that fall into the wanted buckets, by key. Few rows: only here does a row become a Python object."""
-    rows: dict[tuple, dict] = {}
-    for batch in (batch for reader in readers for batch in reader):
-        hit = np.isin(_buckets(batch, key), wanted)
-        if hit.any():
-            for row in batch.filter(pa.array(hit)).to_pylist():
-                rows[tuple(row[k] for k in key)] = row
-    return rows
+    return {tuple(row[k] for k in key): row
+            for reader in readers for batch in rows_of(reader, key, wanted) for row in batch.to_pylist()}

@@ -16,7 +16,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from skylift.connectors import Source, Target, open_source, open_target
-from skylift.engine.copy import columns_of
+from skylift.engine.columns import schema_change, table_of
 from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
 from skylift.errors import CopyError, SetupError, SkyliftError, redact
@@ -89,9 +89,8 @@ def diagnose(tasks: Sequence[CopyTask], source: Source, target: Target, stop: Ca
             table = source.measure(task.table)
             next(iter(source.read(table, source.split(table, 1000, 2**20)[0])), None)
             state = states.get(task.target)
-            if state and state.columns != columns_of(table):
-                raise CopyError(f"{table.name}: its columns have changed since the last copy", code="50005",
-                                hint="copy it afresh: skylift run --kind full")
+            if state and (changed := schema_change(table_of(table.path, state.columns), table)):
+                raise changed
             _try_columns(task, target)
         except CopyError as error:
             yield Progress(task, TableStatus.FAILED, error=error)

@@ -7,8 +7,6 @@ copied, and to record that in the upgrade tags, so that a finished company is ne
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from uuid import UUID
 
@@ -16,6 +14,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from skylift.connectors import TableState, Target, open_target
+from skylift.engine.columns import table_of
 from skylift.engine.hashing import digest_all
 from skylift.errors import NotVerified, SkyliftError, StateError, TargetFailed, Transient
 from skylift.migration.service import Service, Verb, get_migration, get_row, newest_run
@@ -143,7 +142,7 @@ def _finish(service: Service, company: str, tag: str, error: str, check: Callabl
 def _verify(target: Target, tables: Mapping[TargetName, TableState], stop: Callable[[], bool]) -> None:
     """Raises NotVerified for the first table whose rows are not those that its copy was verified with."""
     for name, state in tables.items():
-        [part] = target.read_parts(name, _schema(state.columns), 1)
+        [part] = target.read_parts(name, table_of(str(name), state.columns), 1)
         found = digest_all(_until(stop, part))
         if not stop() and found != state.digest:
             raise NotVerified(f"{name}: the target holds {found.rows} rows with hash {found}, copied were {state.digest.rows} "
@@ -155,16 +154,3 @@ def _until(stop: Callable[[], bool], batches: Iterator[pa.RecordBatch]) -> Itera
         if stop():
             return
         yield batch
-
-
-def _schema(columns: str) -> pa.Schema:
-    """The columns that the ledger names (engine/copy.py, columns_of), as a schema again."""
-    return pa.schema([(name, _type(text)) for name, text in json.loads(columns)["columns"].items()])
-
-
-def _type(text: str) -> pa.DataType:
-    if match := re.fullmatch(r"decimal128\((\d+), (-?\d+)\)", text):
-        return pa.decimal128(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"timestamp\[(\w+), tz=(.+)\]", text):
-        return pa.timestamp(match[1], match[2])
-    return pa.type_for_alias(text)

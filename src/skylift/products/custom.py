@@ -1,4 +1,4 @@
-"""Custom: any SQL database. The whole database is one company, named as the database."""
+"""Custom: any SQL database. Each schema is a company; what is in the default one belongs to a company named as the database."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ class Custom:
     upgrades: bool = False
 
     def discover(self, source: Source) -> Catalogue:
-        """Every table of the source, under one company. Raises SetupError if there is none, or names collide."""
+        """Every table of the source, each schema a company. Raises SetupError if there is none, or names collide."""
         tables = source.tables()
         if not tables:
             raise SetupError(f"'{source.name}' has no table", hint="check the connection string", code="NoTables")
-        company = sql_name(source.name)
-        if len(company) > MAX_COMPANY_NAME:
-            raise SetupError(f"the database name '{source.name}' is over {MAX_COMPANY_NAME} characters, the limit of a company",
-                             hint="rename the database or its file", code="CompanyName")
-        found = [FoundTable(company, table.name, table) for table in tables]
-        refuse_collisions((target_name(company, table.name, 10_000), table.name) for table in tables)
-        return Catalogue([FoundCompany(company, source.name)], found, [], "")
+        titles = {table.namespace: table.namespace or source.name for table in tables}
+        names = {namespace: sql_name(title) for namespace, title in titles.items()}
+        for namespace, title in titles.items():
+            if len(names[namespace]) > MAX_COMPANY_NAME:
+                what = "schema" if namespace else "database"
+                raise SetupError(f"the {what} name '{title}' is over {MAX_COMPANY_NAME} characters, the limit of a company",
+                                 hint=f"rename the {what}", code="CompanyName")
+        found = [FoundTable(names[table.namespace], table.name, table) for table in tables]
+        refuse_collisions((target_name(t.company, t.table_name, 10_000), t.table.path) for t in found)
+        return Catalogue([FoundCompany(names[namespace], titles[namespace]) for namespace in sorted(titles)], found, [], "")
