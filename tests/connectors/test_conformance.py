@@ -3,16 +3,17 @@
 import itertools
 import random
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skylift.connectors import open_source, open_target
 from skylift.engine.pool import copy_tables
-from skylift.errors import NotVerified, SchemaChanged, ValueRefused
+from skylift.errors import NotVerified, SchemaChanged
 from skylift.model import CopyTask, KeyRange, TargetName
 from skylift.runs import TableStatus
-from tests.connectors.labs import SOURCES, TARGETS, migrate, quote
+from tests.connectors.labs import SOURCES, TARGETS, Altering, migrate, quote
 
 ITEM = {
     "no": "text",
@@ -44,6 +45,7 @@ EDGES = {
 
 
 def edge_rows():
+    """Decimals and times as text: every database takes them so."""
     for i, (column, value) in enumerate((c, v) for c, values in EDGES.items() for v in values):
         row = {"no": f"É{i % 3}", "line": i, **{c: values[0] for c, values in EDGES.items()}, "note": "", "data": b"", column: value}
         yield tuple(row[c] for c in ITEM)
@@ -90,8 +92,7 @@ def test_tables_without_rows_without_key_and_with_200_columns_arrive(source, tar
     assert target.rows("keyless").total() == 3
 
 
-def test_a_large_table_is_copied_in_chunks_that_cover_every_key_once(source, target, monkeypatch):
-    monkeypatch.setattr("skylift.connectors.duckdb.DuckDBTarget.chunk_rows", 1000)
+def test_a_large_table_is_copied_in_chunks_that_cover_every_key_once(source, target):
     keys = random.Random(5).sample(range(-(10**12), 10**12), 7_000)
     source.execute(
         source.ddl("sparse", {"id": "int", "v": "text"}, ("id",)),
@@ -102,7 +103,7 @@ def test_a_large_table_is_copied_in_chunks_that_cover_every_key_once(source, tar
         insert("dense", [(k, "") for k in range(1, 7_001)]),
     )
 
-    successful(migrate(source.url, target.url, "c1"))
+    successful(migrate(source.url, target.url, "c1", chunk_rows=1000))
 
     for name in ("sparse", "textual", "dense"):
         assert target.rows(name) == source.rows(name)
@@ -172,39 +173,6 @@ def test_a_keyless_table_is_copied_again_only_when_it_was_touched(source, target
     assert target.rows("t") == source.rows("t")
 
 
-def test_a_value_that_does_not_fit_fails_its_table_by_name_and_key_and_no_other(source, target):
-    source.execute(
-        source.ddl("good", ITEM, KEY),
-        insert("good", simple(0, 10)),
-        source.ddl("bad", ITEM, KEY),
-        insert("bad", simple(0, 10)),
-        "update bad set amount = '1.000000000000000000001' where line = 7",
-    )
-
-    results = migrate(source.url, target.url, "c1")
-
-    assert results["good"].status is TableStatus.SUCCESSFUL
-    assert isinstance(results["bad"].error, ValueRefused)
-    for word in ("bad.amount", "N000007", "1.000000000000000000001"):
-        assert word in str(results["bad"].error)
-    assert "bad" not in target.names()
-
-
-def test_a_failed_copy_leaves_the_rows_of_the_copy_before(source, target):
-    source.execute(source.ddl("t", ITEM, KEY), insert("t", simple(0, 10)))
-    migrate(source.url, target.url, "c1")
-    before = target.rows("t")
-    source.execute("update t set amount = 'much' where line = 7")
-
-    assert migrate(source.url, target.url, "c2")["t"].status is TableStatus.FAILED
-    assert migrate(source.url, target.url, "c3", full=True)["t"].status is TableStatus.FAILED
-    assert target.rows("t") == before
-
-    source.execute("update t set amount = '8' where line = 7")
-    successful(migrate(source.url, target.url, "c4"))
-    assert target.rows("t").total() == 10
-
-
 def test_changed_columns_are_an_error_until_a_full_copy_is_asked_for(source, target):
     source.execute(source.ddl("t", ITEM, KEY), insert("t", simple(0, 10)))
     migrate(source.url, target.url, "c1")
@@ -217,26 +185,17 @@ def test_changed_columns_are_an_error_until_a_full_copy_is_asked_for(source, tar
     assert target.rows("t") == source.rows("t")
 
 
-def test_a_target_that_loses_or_alters_a_row_is_found_out(source, target, monkeypatch):
-    """Fault injection: the driver drops the last row of a batch, then alters a value."""
-    import skylift.connectors.duckdb as connector
-
-    honest = connector.DuckDBTransaction.insert
+def test_a_target_that_loses_or_alters_a_row_is_found_out(source, target):
+    """Fault injection: the driver drops the last row of a batch, then swaps two values."""
     faults = {
         "lost": lambda b: b.slice(0, b.num_rows - 1),
-        "altered": lambda b: b.set_column(
-            4, b.schema.field(4), b.column(4).take(__import__("pyarrow").array([1, 0, *range(2, b.num_rows)]))
-        ),
+        "altered": lambda b: b.set_column(b.num_columns - 1, b.schema.field(b.num_columns - 1),
+                                          b.column(b.num_columns - 1).take(pa.array([1, 0, *range(2, b.num_rows)]))),
     }
     source.execute(source.ddl("t", ITEM, KEY), insert("t", simple(0, 10)))
-    for run, (name, fault) in enumerate(faults.items()):
-        monkeypatch.setattr(
-            connector.DuckDBTransaction,
-            "insert",
-            lambda self, n, table, batches, fault=fault: honest(self, n, table, map(fault, batches)),
-        )
+    for name, fault in faults.items():
 
-        error = migrate(source.url, target.url, f"c{run}")["t"].error
+        error = migrate(source.url, target.url, name, through=lambda target, fault=fault: Altering(target, fault))["t"].error
 
         assert isinstance(error, NotVerified), name
         assert "t" not in target.names()
@@ -261,12 +220,12 @@ def test_whatever_happens_between_runs_target_equals_source_after_each(tmp_path_
         source.execute(source.ddl("t", {"id": "int", "v": "text", "u": "int"}, ("id",)), "create unique index u on t (u)")
         for number, (verb, a, b) in enumerate([*steps, ("run", False, None)]):
             match verb:
-                case "put":  # over a second unique index: REPLACE deletes rows without telling delete triggers
-                    source.execute(("insert or replace into t values (?, ?, ?)", [(a, b, (a * 7) % 5)]))
+                case "put":  # over a second unique index
+                    source.execute(source.put("t", ("id",), (a, b, (a * 7) % 5)))
                 case "del":
                     source.execute(("delete from t where id = ?", [(a,)]))
                 case "move":
-                    source.execute(("update or replace t set id = ? where id = ?", [(b, a)]))
+                    source.execute(("delete from t where id = ?", [(b,)] if a != b else []), ("update t set id = ? where id = ?", [(b, a)]))
                 case "wipe":
                     source.execute("delete from t")
                 case "run":

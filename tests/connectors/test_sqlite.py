@@ -8,8 +8,9 @@ import duckdb
 import pytest
 
 from skylift.errors import ValueRefused
+from skylift.runs import TableStatus
 from tests.connectors.labs import DuckDBLab, SqliteLab, migrate
-from tests.connectors.test_conformance import successful
+from tests.connectors.test_conformance import ITEM, KEY, insert, simple, successful
 
 
 @pytest.fixture
@@ -82,3 +83,36 @@ def test_a_damaged_page_is_told_with_a_way_out(source, target):
     error = migrate(source.url, target.url, "c1")["t"].error
 
     assert "malformed" in str(error) and "backup" in error.hint
+
+
+def test_a_value_that_does_not_fit_fails_its_table_by_name_and_key_and_no_other(source, target):
+    source.execute(
+        source.ddl("good", ITEM, KEY),
+        insert("good", simple(0, 10)),
+        source.ddl("bad", ITEM, KEY),
+        insert("bad", simple(0, 10)),
+        "update bad set amount = '1.000000000000000000001' where line = 7",
+    )
+
+    results = migrate(source.url, target.url, "c1")
+
+    assert results["good"].status is TableStatus.SUCCESSFUL
+    assert isinstance(results["bad"].error, ValueRefused)
+    for word in ("bad.amount", "N000007", "1.000000000000000000001"):
+        assert word in str(results["bad"].error)
+    assert "bad" not in target.names()
+
+
+def test_a_failed_copy_leaves_the_rows_of_the_copy_before(source, target):
+    source.execute(source.ddl("t", ITEM, KEY), insert("t", simple(0, 10)))
+    migrate(source.url, target.url, "c1")
+    before = target.rows("t")
+    source.execute("update t set amount = 'much' where line = 7")
+
+    assert migrate(source.url, target.url, "c2")["t"].status is TableStatus.FAILED
+    assert migrate(source.url, target.url, "c3", full=True)["t"].status is TableStatus.FAILED
+    assert target.rows("t") == before
+
+    source.execute("update t set amount = '8' where line = 7")
+    successful(migrate(source.url, target.url, "c4"))
+    assert target.rows("t").total() == 10

@@ -1,0 +1,24 @@
+"""A DuckDB file, read by a connection of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+
+from tests.connectors.labs import plain, quote
+
+
+class DuckDBLab:
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "target.duckdb"
+        self.url = f"duckdb:///{self.path}"
+
+    def rows(self, name: str, schema: str = "main") -> Counter:
+        with duckdb.connect(str(self.path), read_only=True) as connection:
+            return plain(connection.execute(f"select * from {quote(schema)}.{quote(name)}").fetchall())
+
+    def names(self) -> set[str]:
+        with duckdb.connect(str(self.path), read_only=True) as connection:
+            return {name for (name,) in connection.execute("select table_name from information_schema.tables").fetchall()}
