@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from skylift.connectors import Batches, Changes, CopyPlan, Source, TableState, Target, Transaction
+from skylift.connectors.ahead import read_ahead
 from skylift.engine.buckets import bucket_count, bucket_sums, differing, hashes, rows_of, sum_of
 from skylift.engine.columns import columns_of
 from skylift.engine.hashing import HashedStream, digest, digest_all
@@ -144,9 +145,9 @@ class Copier:
     def _apply(self, t: Transaction, task: CopyTask, name: TargetName, state: TableState,
                progress: Progress) -> tuple[TableState, Progress]:
         table = task.table
-        with self.source.changes(table, state.watermark) as changes:
+        with self.source.changes(table, state.watermark) as changes, read_ahead(changes.rows) as rows:
             before, existing = _digest_and_keys(t, name, table, changes.keys)
-            stream = HashedStream(self._until_stopped(changes.rows))
+            stream = HashedStream(self._until_stopped(rows))
             t.delete(name, changes.keys)
             t.insert(name, table, stream)
             after, present = _digest_and_keys(t, name, table, changes.keys)
