@@ -318,6 +318,14 @@ def test_error_is_a_document_with_json(call, source):
     assert "choose one of" in document["error"]["hint"]
 
 
+@pytest.mark.parametrize("arguments", [("run", "--kind", "odd", "--json"), ("nonsense", "--json"), ("setup", "--json")])
+def test_a_command_line_that_cannot_be_read_is_a_document_too(arguments):
+    done = subprocess.run([sys.executable, "-m", "skylift", *arguments], capture_output=True, text=True)
+
+    assert done.returncode == 2 and done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "Usage"
+
+
 def test_second_run_without_marked_company_is_refused(call, ready):
     assert call("companies", "--unmark", COMPANY, "--unmark", "Contoso A_S _Nordic_")[0] == 0
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
+from skylift.errors import Transient
 from skylift.migration import coordinator, runner
 from skylift.migration.coordinator import LEASE, Lease, LeaseLost, coordinate, spawn_coordinator
 from skylift.model import Run
@@ -167,3 +168,23 @@ def test_a_child_ends_with_its_parent(ready):
     parent.communicate()
 
     until(lambda: holder(ready) == "")
+
+
+def test_a_store_that_cannot_be_written_ends_a_patient_coordinator_after_its_patience(ready, monkeypatch):
+    """A server waits for ever for its store; a command on a full disk must end and say why."""
+    ready.migration.run_replication()
+
+    @contextmanager
+    def full():
+        raise Transient("the store did not answer: database or disk is full", code="Store")
+        yield
+
+    monkeypatch.setattr(ready.store, "write", full)
+    begun = time.monotonic()
+    with pytest.raises(Transient, match="disk is full"):
+        coordinate(ready.store, Settings(home=ready.migration.settings.home, poll_s=0.02), lambda: False, patience_s=0.5)
+    monkeypatch.undo()
+
+    assert time.monotonic() - begun > 0.5
+    with coordinating(ready):                          # with room again, the run goes on
+        until(lambda: ready.state is MigrationState.UPGRADE_PENDING)

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
+from typer.exceptions import TyperException
+from typer.rich_utils import rich_format_error
+
 from skylift.cli import commands, serving, verifying  # noqa: F401  (importing them registers their commands)
-from skylift.cli.frame import app
+from skylift.cli.frame import BAD_INPUT, app, error_document
 
 
 def main() -> None:
-    app()
+    """Exit with the command's code; what a command line is refused for is a JSON document too where one was asked for."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except TyperException as error:
+        refused: Any = error
+        rich_format_error(refused)
+        if "--json" in sys.argv:
+            print(error_document("Usage", refused.format_message(), "see --help"))
+        sys.exit(BAD_INPUT)

@@ -21,6 +21,7 @@ from skylift.query import Attribute, Call, Literal, Order, Query
 from skylift.runs import RunStatus, TableStatus
 
 LOOK_S = 0.25       # between two looks at the store
+STORE_PATIENCE_S = 20.0     # a command does not wait longer for a store that cannot be written; a server does
 LINE_S = 2.0        # between two progress lines where there is no terminal
 TABLE_ROWS = 100    # what a table costs besides its rows, in rows: the size of a table is known only when its turn comes
 ENDED = (TableStatus.SUCCESSFUL, TableStatus.FAILED, TableStatus.WARNING)
@@ -72,7 +73,7 @@ def _coordinator(session: Session) -> Iterator[Callable[[], None]]:
 
     def work() -> None:
         try:
-            coordinate(store, session.settings, stop.is_set)
+            coordinate(store, session.settings, stop.is_set, STORE_PATIENCE_S)
         except BaseException as error:
             errors.append(error)
 

@@ -65,7 +65,7 @@ class Session:
     def answer(self, document: Any) -> None:
         """The command's one JSON document; nothing without --json."""
         if self.as_json:
-            print(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode())
+            print(_json(document))
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A table for people, numbers set to the right; nothing with --json or without rows."""
@@ -83,7 +83,8 @@ class Session:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
-        self.answer({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        if self.as_json:
+            print(error_document(error.code, error.message, error.hint))
 
 
 Home = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Folder of store, keys, settings and embedded target "
@@ -117,6 +118,15 @@ def command(example: str, group: typer.Typer = app, name: str | None = None, *,
         return function
 
     return register
+
+
+def error_document(code: str, message: str, hint: str) -> str:
+    """What a command that failed answers under --json."""
+    return _json({"error": {"code": code, "message": message, "hint": hint}})
+
+
+def _json(document: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode()
 
 
 def absolute_url(url: str) -> str:

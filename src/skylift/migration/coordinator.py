@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import socket
@@ -42,10 +43,11 @@ class LeaseLost(Exception):
     """Another coordinator has taken over; whatever this one was doing is its now."""
 
 
-def coordinate(store: Store, settings: Settings, stop: Callable[[], bool]) -> None:
+def coordinate(store: Store, settings: Settings, stop: Callable[[], bool], patience_s: float = math.inf) -> None:
     """Do what there is to do, as long as `stop()` is false and whenever no other coordinator holds the lease.
 
     When stopped in the middle of a run it hands over within moments, leaving the run InProgress for the next one.
+    Raises Transient once the store has not answered, or could not be written, for `patience_s`.
     """
     parent = os.environ.get(PARENT)
 
@@ -54,6 +56,7 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool]) -> No
 
     service = Service(store, settings, "coordinator")
     threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+    healthy = time.monotonic()
     while not ending():
         lease = Lease(store, settings.lease_s)
         try:
@@ -63,12 +66,16 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool]) -> No
             with lease:
                 worker = Worker(service, lease, lambda: ending() or lease.lost())  # noqa: B023 (used within this turn only)
                 while not (ending() or lease.lost()):
-                    if not worker.work():
+                    worked = worker.work()
+                    healthy = time.monotonic()
+                    if not worked:
                         _pause(settings.poll_s, lambda: ending() or lease.lost())  # noqa: B023
         except LeaseLost:
             _log.warning("lease lost to another coordinator")
         except Transient as error:                      # the store does not answer: nothing can be done or noted
             _log.warning("%s", error)
+            if time.monotonic() - healthy > patience_s:
+                raise
             _pause(max(1.0, settings.poll_s), ending)
 
 

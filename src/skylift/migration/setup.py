@@ -122,7 +122,8 @@ class SetupVerbs(Service):
         """Register an agent, or enable. What takes time happens before the transaction, which checks the state again."""
         product_id = values.get("product_id") or row["product_id"]
         if not product_id:
-            raise SetupError("productId is missing", hint="choose one of sourceProductTypes", code="52010")
+            raise SetupError("productId is missing", code="52010",
+                             hint="choose one with skylift setup --product (API: an id of sourceProductTypes)")
         product = find_product(product_id)
         kind = SqlServerType(values.get("sql_server_type") or row["sql_server_type"])
         given_url, runtime_name = values.get("sql_connection_string") or "", values.get("runtime_name") or ""
@@ -137,10 +138,11 @@ class SetupVerbs(Service):
             return self._register_agent(answer, common, if_match)
         if row["runtime_name"] and runtime_name not in ("", row["runtime_name"]):
             raise SetupError(f"there is no integration runtime '{runtime_name}'", code="52030",
-                             hint="send the runtimeName that the first call answered")
+                             hint="send the name that the first set-up answered (API: runtimeName)")
         url = given_url or self.box.open(row["source_url"])
         if not url:
-            raise SetupError("sqlConnectionString is missing", hint="send the URL of the source, e.g. sqlite:///path/to/file.db",
+            raise SetupError("sqlConnectionString is missing: the source is not named",
+                             hint="give its URL, e.g. sqlite:///path/to/file.db (skylift setup --source URL; API: sqlConnectionString)",
                              code="52072")
         target_url = self._target_url(row)
         with self.store.read() as connection:
@@ -239,7 +241,7 @@ class SetupVerbs(Service):
         if product.upgrades and verb.state is not MigrationState.UPGRADED and not (
                 verb.state is MigrationState.DISABLED and _all_upgraded(verb.connection)):
             raise StateError("the data has not been upgraded", code="NotUpgraded",
-                             hint="replicate, then run the data upgrade (runDataUpgrade), then complete")
+                             hint="replicate, then run the data upgrade (skylift upgrade; API: runDataUpgrade), then complete")
         refuse_failed_tables(verb.connection)
 
     def _disable(self, verb: Verb, details: str, reason: str) -> None:
@@ -267,7 +269,8 @@ class SetupVerbs(Service):
 
 def _refuse_any(setup: Setup) -> None:
     """The if_match of a first set-up: there must be none, not even one made while this one was looking at the source."""
-    raise StateError("the migration is set up already", hint="change the set-up that there is (PATCH)", code="SetupExists")
+    raise StateError("the migration is set up already", code="SetupExists",
+                     hint="change the set-up that there is (API: PATCH setupCloudMigration)")
 
 
 def _count(count: int, one: str, many: str) -> str:
