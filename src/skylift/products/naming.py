@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from uuid import UUID
 
+from skylift.connectors.sql import fit
 from skylift.errors import SetupError
 from skylift.model import TargetName
 
 _TO_SQL = str.maketrans(dict.fromkeys('."\\/\'%][', "_"))
 _GUID = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_DIGEST_BYTES = 6  # 12 hex digits: one accidental collision is to be expected among 20 million cut names
 
 
 def sql_name(name: str) -> str:
@@ -91,18 +90,9 @@ def parse_source_table(text: str, per_company: bool = True) -> tuple[str, bool]:
 def target_name(company: str, table_name: str, max_name_bytes: int) -> TargetName:
     """Where a table goes: a company is a schema, what companies share is in the default schema ('').
 
-    A name is kept whole up to `max_name_bytes` of UTF-8; a longer one becomes its first part, `~` and 12 hex digits.
-    Source: libraries.md §5 (PostgreSQL cuts names at 63 bytes with only a NOTICE).
+    Each is cut where it is longer than `max_name_bytes` (connectors/sql.py).
     """
-    return TargetName(_fit(company, max_name_bytes), _fit(table_name, max_name_bytes))
-
-
-def _fit(name: str, max_name_bytes: int) -> str:
-    raw = name.encode()
-    if len(raw) <= max_name_bytes:
-        return name
-    digest = blake2b(raw, digest_size=_DIGEST_BYTES).hexdigest()
-    return raw[: max_name_bytes - len(digest) - 1].decode(errors="ignore") + "~" + digest
+    return TargetName(fit(company, max_name_bytes), fit(table_name, max_name_bytes))
 
 
 def refuse_collisions(names: Iterable[tuple[TargetName, str]]) -> None:

@@ -1,0 +1,222 @@
+"""PostgreSQL 13 and later, what its source and its target share: URLs, connections, errors, names and types.
+
+`postgresql://user:password@host:port/database?sslmode=require`; any other parameter of libpq may follow
+(https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pyarrow as pa
+from psycopg.conninfo import make_conninfo
+from sqlalchemy.engine import URL
+
+from skylift.connectors.sql import fit, quote
+from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
+
+DEFAULT_SCHEMA = "public"          # of tables whose namespace, or whose target's schema, is ''
+PG_BINARY = "pg_binary"            # format: one binary column, each value a row as it stands in binary COPY, without header and trailer
+MAX_NAME_BYTES = 63                # PostgreSQL cuts longer names with no more than a NOTICE
+RECONNECT_S = 20                   # how long a server that has been there may be away: restarted, failed over
+CONNECTION_WAIT_S = 60             # how long to wait for another thread's connection where the server grants no more
+
+# A peer that is gone without a word is found out within about a minute, whether skylift reads or writes.
+_PARAMETERS = {"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "20", "keepalives_interval": "10", "keepalives_count": "4",
+               "tcp_user_timeout": "60000", "application_name": "skylift", "client_encoding": "UTF8"}
+# Whatever the server, database or role prefers: values are spelt one way, waiting for locks ends, work does not.
+_SETTINGS = """set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'iso_8601'; set bytea_output = 'hex';
+set extra_float_digits = 1; set lock_timeout = '30s'; set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; set search_path = public"""
+
+# What a column moves as between databases of different kinds: by its type as format_type() spells it, without the modifier.
+# Everything else (json, arrays, intervals, enums, ranges, network addresses, numeric without precision ...) moves as the
+# text that `::text` makes of it. docs/types.md says the same in words.
+_TYPES = {"boolean": pa.bool_(), "smallint": pa.int16(), "integer": pa.int32(), "bigint": pa.int64(), "real": pa.float32(),
+          "double precision": pa.float64(), "text": pa.string(), "character varying": pa.string(), "character": pa.string(),
+          "bytea": pa.binary(), "date": pa.date32(), "time without time zone": pa.time64("us"), "uuid": pa.uuid(),
+          "timestamp without time zone": pa.timestamp("us"), "timestamp with time zone": pa.timestamp("us", "UTC")}
+_NUMERIC = re.compile(r"numeric\((\d+),(-?\d+)\)")
+_MODIFIER = re.compile(r"\(\d+\)")
+
+
+def arrow_type(declared: str) -> pa.DataType:
+    """What a column moves as; `declared` is format_type()'s spelling, such as 'numeric(38,20)' or 'timestamp(3) without time zone'."""
+    if match := _NUMERIC.fullmatch(declared):
+        precision, scale = int(match[1]), int(match[2])
+        return pa.decimal128(precision, scale) if precision <= 38 and 0 <= scale <= precision else pa.string()
+    return _TYPES.get(_MODIFIER.sub("", declared), pa.string())
+
+
+def selected(column: str, declared: str) -> str:
+    """The expression that reads a column as what it moves as, exactly."""
+    plain = _MODIFIER.sub("", declared) in _TYPES or pa.types.is_decimal(arrow_type(declared))
+    return quote(column) if plain else f"{quote(column)}::text"
+
+
+def column_name(name: str) -> str:
+    """What a column is called in PostgreSQL: its name, cut where it is too long, the same way each time."""
+    return fit(name, MAX_NAME_BYTES)
+
+
+# ------------------------------------------------------------------ connections
+
+
+def where(url: URL) -> str:
+    """The database in words, without user and password."""
+    return f"PostgreSQL database '{url.database}' on {url.host or 'the local socket'}{f':{url.port}' if url.port else ''}"
+
+
+def connect(url: URL) -> psycopg.Connection:
+    """A new connection in autocommit mode. Raises SetupError saying what is wrong, Transient where it may pass by itself."""
+    if not url.database:
+        raise SetupError("the PostgreSQL URL names no database", hint="write postgresql://user:password@host:5432/database")
+    query = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    parts = {"host": url.host, "port": url.port, "user": url.username, "password": url.password, "dbname": url.database}
+    given = {name: str(value) for name, value in parts.items() if value is not None}
+    try:
+        conninfo = make_conninfo(**(_PARAMETERS | query | given))
+    except psycopg.ProgrammingError as error:
+        raise SetupError(f"{where(url)}: {_first_line(error)}", hint="see the parameters of libpq") from None
+    try:
+        connection = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        if connection.info.server_version < 130000:
+            connection.close()
+            raise SetupError(f"{where(url)}: the server is version {connection.info.server_version // 10000}",
+                             hint="skylift needs PostgreSQL 13 or later")
+        connection.execute(_SETTINGS)
+        return connection
+    except psycopg.Error as error:
+        raise _connect_error(url, error) from None
+
+
+def _connect_error(url: URL, error: psycopg.Error) -> SkyliftError:
+    """libpq hands out no SQLSTATE here, only words, in the server's language: what is not understood is told as it is."""
+    text = _first_line(error).removeprefix("connection failed: ")
+    if re.search(r"too many (clients|connections)|connection slots are reserved", text):
+        return Transient(f"{where(url)}: {text}", code="ConnectionLimit",
+                         hint="raise the server's connection limit, or close other connections")
+    if re.search(r"starting up|shutting down|in recovery mode|not yet accepting connections", text):
+        return Transient(f"{where(url)}: {text}", hint="it is tried again")
+    hint = "check host, port, network and that the server is running"
+    if re.search(r"password|authentication|pg_hba|role .* does not exist|not permitted to log in", text):
+        hint = "check user and password, and the server's pg_hba.conf"
+    elif re.search(r"database .* does not exist", text):
+        hint = "create the database first"
+    elif "permission denied for database" in text:
+        hint = f"grant connect on database {quote(url.database or '')} to {quote(url.username or '')}"
+    elif re.search(r"SSL|certificate", text):
+        hint = "check sslmode and sslrootcert"
+    return SetupError(f"{where(url)}: {text}", hint=hint)
+
+
+class Connections:
+    """A pool, grown as threads ask. A connection that saw an error is closed, not given back."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self._idle: list[psycopg.Connection] = []
+        self._used = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection]:
+        connection = self._take()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()                     # ends whatever was under way, at once
+            self._give_back(None)
+            raise
+        self._give_back(connection)
+
+    def _take(self) -> psycopg.Connection:
+        with self._changed:
+            if self._closed:
+                raise TargetFailed(f"{where(self.url)}: the connection has been closed")
+            self._used += 1
+            if self._idle:
+                return self._idle.pop()
+        try:
+            return self._open()
+        except BaseException:
+            self._give_back(None)
+            raise
+
+    def _open(self) -> psycopg.Connection:
+        """Waits for a server that is restarted, and for another thread's connection where the server grants no more."""
+        until = time.monotonic() + RECONNECT_S
+        while True:
+            try:
+                return connect(self.url)
+            except Transient as error:
+                if error.code == "ConnectionLimit":
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._idle or self._used == 1, CONNECTION_WAIT_S)
+                        if self._idle:
+                            return self._idle.pop()
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+            except SetupError as error:            # it has been reached before with the same URL
+                if time.monotonic() > until:
+                    raise TargetFailed(error.message, hint=error.hint) from None
+                time.sleep(0.5)
+
+    def _give_back(self, connection: psycopg.Connection | None) -> None:
+        with self._changed:
+            self._used -= 1
+            if connection and not connection.closed and not self._closed:
+                self._idle.append(connection)
+            elif connection:
+                connection.close()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+
+
+# ------------------------------------------------------------------ errors
+
+
+@contextmanager
+def told(url: URL, table: str = "") -> Iterator[None]:
+    """PostgreSQL's errors as ours, by what they mean for the run (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise explained(error, url, table) from None
+
+
+def explained(error: psycopg.Error, url: URL, table: str = "") -> SkyliftError:
+    state, place = error.sqlstate or "", table or where(url)
+    text = ". ".join(filter(None, (_first_line(error), error.diag.message_detail)))
+    if not state and isinstance(error, psycopg.DataError):
+        return ValueRefused(f"{place}: {text}")
+    if not state or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "57P05"):
+        return Transient(f"{where(url)}: the connection was lost: {text}", hint="it is tried again")
+    if state in ("40001", "40P01", "55P03", "55006"):
+        return Transient(f"{place}: {text}", hint="it is tried again")
+    if state == "25006":
+        return TargetFailed(f"{where(url)}: it is read-only: {text}",
+                            hint="name the primary server, and see default_transaction_read_only of database and role")
+    if state[:2] in ("53", "58") or state in ("57P04", "XX001", "XX002"):
+        return TargetFailed(f"{where(url)}: {text}", hint="free space or restore access, then run again: what has arrived stays")
+    if state[:2] == "22":
+        return ValueRefused(f"{place}: {text}", hint="correct the row at the source")
+    if state == "42501":
+        return CopyError(f"{place}: user '{url.username}' lacks a right: {text}", hint="grant it, then run again")
+    return CopyError(f"{place}: {text}", hint=error.diag.message_hint or "")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0].strip() if lines else type(error).__name__
