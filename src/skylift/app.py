@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from skylift.api.forwarded import Forwarded
 from skylift.api.render import error_body
 from skylift.api.routes import Api
 from skylift.errors import Transient
@@ -55,7 +56,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     browsers = Middleware(_Browsers, allow_origins=settings.cors_origins.split(), allow_headers=["*"],
                           allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"], expose_headers=["*"])     # H6
-    app = Starlette(routes=[Route("/health", health)], lifespan=lifespan, middleware=[browsers] if settings.cors_origins else [],
+    proxies = Middleware(Forwarded, trusted=settings.trusted_proxies)
+    app = Starlette(routes=[Route("/health", health)], lifespan=lifespan,
+                    middleware=[*([proxies] if settings.trusted_proxies else []), *([browsers] if settings.cors_origins else [])],
                     exception_handlers={HTTPException: _outside})
     app.router.redirect_slashes = False
     app.router.default = api             # not mounted at /, for a mount takes neither * nor a path with a line break

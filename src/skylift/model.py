@@ -282,6 +282,15 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a request, however they signed in."""
+
+    id: UUID
+    name: str
+    role: str                      # reader, operator, administrator; '' = known, but allowed nothing
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """An API token; only its hash is kept."""
 

@@ -3,12 +3,14 @@
 # ruff: noqa: RUF009 (_setting returns a dataclass field)
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from skylift.errors import SetupError
 
@@ -30,10 +32,27 @@ class Settings:
     schema_version: str = _setting("1.0", "OData schema version of a request that names none", one_of=("1.0", "2.0", "2.1"))
     page_size: int = _setting(20_000, "rows of a page of an API answer", least=1)
     max_body_bytes: int = _setting(16 * 2**20, "size limit of a request's body", least=1024)
-    api_requests: int = _setting(6000, "requests that a token may make within five minutes", least=1)
-    api_running: int = _setting(5, "requests of a token that are worked on at once; others wait", least=1)
-    api_queue: int = _setting(95, "requests of a token that may wait", least=0)
+    api_requests: int = _setting(6000, "requests that a user may make within `api_window_s`", least=1)
+    api_running: int = _setting(5, "requests of a user that are worked on at once; others wait", least=1)
+    api_queue: int = _setting(95, "requests of a user that may wait", least=0)
+    api_window_s: float = _setting(300.0, "seconds over which `api_requests` are counted", least=0.1)
+    api_wait_s: float = _setting(480.0, "seconds that a request may wait for its turn", least=0.01)
+    api_connections: int = _setting(100, "requests of a user that may be open at once, running and waiting", least=1)
+    drain_s: int = _setting(30, "seconds that running requests have to end when the service stops", least=1)
     cors_origins: str = _setting("", "web origins whose pages may call the API from a browser, separated by blanks")
+    tls_cert: str = _setting("", "file with the certificate chain (PEM) for HTTPS; empty: HTTP")
+    tls_key: str = _setting("", "file with the key (PEM) of `tls_cert`")
+    trusted_proxies: str = _setting("", "addresses or networks of proxies whose X-Forwarded-* headers count, separated by blanks")
+    basic_auth: str = _setting("on-premises", "roots under which `Basic name:key` signs in", one_of=("off", "on-premises", "everywhere"))
+    jwt_issuer: str = _setting("", "issuer (URL) whose tokens sign in, found by its discovery document; empty: none")
+    jwt_audience: str = _setting("", "audiences (`aud`) of which a token of the issuer must have one, separated by blanks")
+    jwt_tenant: str = _setting("", "tenants (`tid`) of which a token of the issuer must be, separated by blanks; empty: any")
+    jwt_administrators: str = _setting("API.ReadWrite.All Automation.ReadWrite.All",
+                                       "roles or scopes of the issuer that make an administrator")
+    jwt_operators: str = _setting("Financials.ReadWrite.All", "roles or scopes of the issuer that make an operator")
+    jwt_readers: str = _setting("API.Read.All Financials.Read.All", "roles or scopes of the issuer that make a reader")
+    jwt_leeway_s: float = _setting(60.0, "seconds by which the issuer's clock may differ", least=0)
+    jwt_keys_s: float = _setting(300.0, "seconds after which the issuer's keys are fetched again", least=0.1)
     workers: int = _setting(2, "threads that copy", least=1)
     lease_s: float = _setting(15.0, "seconds after which a silent coordinator is replaced", least=0.1)
     poll_s: float = _setting(0.5, "seconds between two looks for new work", least=0.01)
@@ -42,6 +61,7 @@ class Settings:
         object.__setattr__(self, "home", Path(self.home).absolute())
         for name in ("store", "target"):
             object.__setattr__(self, name, getattr(self, name).replace("{home}", str(self.home)))
+        _check_together(self)
 
     def environment(self) -> dict[str, str]:
         """These settings as SKYLIFT_* variables, for a child process that is to have the same ones."""
@@ -66,6 +86,13 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
     return Settings(**{**values, "home": home})
 
 
+def networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """The networks of a setting that lists addresses and networks separated by blanks. Raises ValueError."""
+    return [ipaddress.ip_network(part) for part in text.split()]
+
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_NETWORKS = ("trusted_proxies",)
 _FIELDS = {f.name: f for f in fields(Settings)}
 
 
@@ -85,6 +112,25 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SetupError(f"{path}: no setting is called {', '.join(unknown)}",
                          hint=f"there are {', '.join(name for name in _FIELDS if name != 'home')}", code="Settings")
     return values
+
+
+def _check_together(settings: Settings) -> None:
+    """What no setting can be checked for by itself. Raises SetupError."""
+    issuer = urlsplit(settings.jwt_issuer)
+    if settings.jwt_issuer and issuer.scheme != "https" and not (issuer.scheme == "http" and issuer.hostname in _LOOPBACK):
+        raise SetupError(f"jwt_issuer is '{settings.jwt_issuer}'; a URL with https is needed", hint=_FIELDS["jwt_issuer"].metadata["help"],
+                         code="Settings")
+    if settings.jwt_issuer and not settings.jwt_audience.split():
+        raise SetupError("jwt_issuer needs jwt_audience too: a token made for another service must not sign in here",
+                         hint=_FIELDS["jwt_audience"].metadata["help"], code="Settings")
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise SetupError("tls_cert and tls_key are needed both, or neither", hint=_FIELDS["tls_cert"].metadata["help"], code="Settings")
+    for name in _NETWORKS:
+        try:
+            networks(getattr(settings, name))
+        except ValueError as error:
+            raise SetupError(f"{name}: {error}", hint="write addresses or networks, e.g. 10.0.0.0/8, separated by blanks",
+                             code="Settings") from None
 
 
 def _parsed(name: str, value: Any) -> Any:

@@ -1,4 +1,11 @@
 import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -83,6 +90,29 @@ def open_client(home, **settings):
     service = Migration(open_store(settings.store), settings, "tester")
     http = Http(create_app(settings), service)
     return Client(http, service.create_token("admin", "administrator"))
+
+
+@contextmanager
+def served(home, *flags, scheme="http", verify=True, **settings):
+    """A server process on the home folder: an HTTP client of it and the process, which is stopped afterwards if it still runs."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "skylift", "serve", "--home", str(home), "--port", str(port), *flags]
+    with (home / "log").open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | Settings(home=home, **settings).environment())
+    try:
+        with httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", verify=verify, timeout=30) as http:
+            for _ in range(400):
+                try:
+                    http.get("/health").raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    assert process.poll() is None, (home / "log").read_text()
+                    time.sleep(0.05)
+            yield http, process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 import asyncio
+import time
 
 import pytest
 
 from skylift.api.errors import ODataError
 from skylift.api.limits import Limits
+from skylift.settings import Settings
 from tests.api.conftest import open_client
 
 
@@ -12,6 +14,10 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+
+def limits_of(clock=time.monotonic, **settings):
+    return Limits(Settings(**settings), clock)
 
 
 async def refused(limits, user="a"):
@@ -25,7 +31,7 @@ async def refused(limits, user="a"):
 def test_the_window_slides():
     async def story():
         clock = Clock()
-        limits = Limits(3, 5, 5, window_s=10, clock=clock)
+        limits = limits_of(clock, api_requests=3, api_window_s=10)
         for clock.now in (0, 4, 6):
             async with limits.turn("a"):
                 pass
@@ -46,7 +52,7 @@ def test_the_window_slides():
 @pytest.mark.rule("X3")
 def test_some_run_some_wait_in_order_and_the_rest_is_refused():
     async def story():
-        limits = Limits(99, 2, 2)
+        limits = limits_of(api_running=2, api_queue=2)
         ran, gate = [], asyncio.Event()
 
         async def request(n):
@@ -71,7 +77,7 @@ def test_some_run_some_wait_in_order_and_the_rest_is_refused():
 @pytest.mark.rule("X3")
 def test_who_waits_too_long_is_sent_away():
     async def story():
-        limits = Limits(99, 1, 5, patience_s=0.01)
+        limits = limits_of(api_running=1, api_wait_s=0.01)
         async with limits.turn("a"):
             assert await refused(limits) == (503, "Internal_TenantUnavailable", "1")
         async with limits.turn("a"):
@@ -82,7 +88,7 @@ def test_who_waits_too_long_is_sent_away():
 
 def test_a_request_that_ends_badly_gives_its_place_back():
     async def story():
-        limits = Limits(99, 1, 5)
+        limits = limits_of(api_running=1)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 async with limits.turn("a"):

@@ -36,7 +36,7 @@ def test_every_root_shows_the_same_and_links_to_itself(full, root):
 @pytest.mark.parametrize("path", ["", RUNS, "$metadata", "nothing"])
 def test_nothing_is_open(full, authorization, path):
     answer = full.http.get(f"/api/v1.0/{path}", headers={"Authorization": authorization} if authorization else {})
-    assert answer.status_code == 401 and answer.headers["www-authenticate"] == 'Bearer realm="skylift"'
+    assert answer.status_code == 401 and answer.headers["www-authenticate"] == 'Bearer realm="skylift", Basic realm="skylift"'
     error = answer.json()["error"]
     assert error["code"] == "Authentication_InvalidCredentials"
     assert error["message"].startswith("The server has rejected the client credentials.  CorrelationId:  ")

@@ -1,20 +1,13 @@
 """A real server process: what matters on the wire and not inside an ASGI application."""
 
-import os
-import signal
 import socket
 import sqlite3
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import httpx
 import pytest
 
-from skylift.settings import Settings
-from tests.api.conftest import Client, open_client
+from tests.api.conftest import Client, open_client, served
 from tests.migration.lab import Lab
 
 RUNS = "cloudMigrationStatus"
@@ -30,24 +23,9 @@ def server(tmp_path_factory):
     token = inside.token
     Lab(inside.http.service, home / "shop.db").prepare(product_id="Custom")
     inside.http.service.store.close()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "skylift", "serve", "--home", str(home), "--port", str(port), "--no-coordinator"]
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | Settings(home=home).environment())
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
-            for _ in range(200):
-                try:
-                    http.get("/health").raise_for_status()
-                    break
-                except httpx.HTTPError:
-                    assert process.poll() is None, (home / "log").read_text()
-                    time.sleep(0.05)
-            yield Client(http, token), port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
+    with served(home, "--no-coordinator") as (http, _):
+        yield Client(http, token), http.base_url.port
+
 
 
 @pytest.mark.rule("U5", "U6")

@@ -11,8 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from skylift.api.errors import ODataError
-
-WINDOW_S, PATIENCE_S = 300.0, 480.0
+from skylift.settings import Settings
 
 
 @dataclass
@@ -25,9 +24,10 @@ class _User:
 class Limits:
     """Lets requests through, in order, or refuses them with 429 or 503 and Retry-After. For one event loop."""
 
-    def __init__(self, requests: int, running: int, queued: int, *, window_s: float = WINDOW_S, patience_s: float = PATIENCE_S,
-                 clock: Callable[[], float] = time.monotonic) -> None:
-        self.requests, self.window_s, self.running, self.queued, self.patience_s = requests, window_s, running, queued, patience_s
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.requests, self.window_s, self.patience_s = settings.api_requests, settings.api_window_s, settings.api_wait_s
+        self.running = settings.api_running
+        self.open = min(settings.api_running + settings.api_queue, settings.api_connections)
         self.clock = clock
         self._users: dict[str, _User] = {}
 
@@ -36,8 +36,8 @@ class Limits:
         """The time in which one request of user `name` runs. Raises ODataError 429 (too many, queue full) or 503 (waited too long)."""
         user = self._users.setdefault(name, _User(asyncio.Semaphore(self.running)))
         self._admit(user)
-        if user.inside >= self.running + self.queued:
-            raise _too_many("More requests are waiting than the queue takes.", 1)
+        if user.inside >= self.open:
+            raise _too_many(f"{user.inside} requests are open already, more than can run or wait.", 1)
         user.inside += 1
         try:
             await self._wait(user)
@@ -61,7 +61,7 @@ class Limits:
         while user.times and user.times[0] <= now - self.window_s:
             user.times.popleft()
         if len(user.times) >= self.requests:
-            raise _too_many(f"More than {self.requests} requests in {self.window_s:.0f} seconds.",
+            raise _too_many(f"More than {self.requests} requests in {self.window_s:g} seconds.",
                             math.ceil(user.times[0] + self.window_s - now))
         user.times.append(now)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 from skylift.api.filter import FUNCTIONS
-from skylift.api.limits import WINDOW_S
 from skylift.api.render import caption, encoded
 from skylift.api.resources import SETS, EntitySet, Property
 from skylift.settings import Settings
 
-_DEFAULT = {f.name: f.default for f in fields(Settings)}
+_DEFAULT: dict[str, Any] = {f.name: f.default for f in fields(Settings)}
 _HEAD = f"""# API reference
 
 Made from `src/skylift/api/resources.py` by `python -m skylift.api.reference > docs/reference.md`; do not edit by hand.
@@ -26,8 +26,11 @@ The API is that of Business Central's cloud migration (Cloud Migration API v1.0)
 and shows the same under each. `GET` of the root lists the entity sets, `$metadata` describes them. Tenant, environment and
 instance can be any name. `/health` is the only address that needs no token.
 
-**Tokens.** `Authorization: Bearer <token>`; make one with `skylift token create NAME --role ROLE`. A `reader` reads, an
-`operator` also writes and calls actions, an `administrator` also sets the migration up.
+**Sign-in.** `Authorization: Bearer <token>`; make one with `skylift token create NAME --role ROLE`. A `reader` reads, an
+`operator` also writes and calls actions, an `administrator` also sets the migration up. Under roots without `/v2.0` also
+`Authorization: Basic`, with a token's name and the token (setting `basic_auth`). Where `jwt_issuer` and `jwt_audience` name an
+issuer, its tokens sign in too: asymmetrically signed, in time, of a tenant in `jwt_tenant`, with a role or scope that
+`jwt_administrators`, `jwt_operators` or `jwt_readers` lists.
 
 **Companies.** All sets but `companies`, `subscriptions` and `entityDefinitions` belong to a company: named in the path
 (`companies(<id>)/cloudMigrationStatus`), by `?company=`, or by the header `Company` or `CompanyId`, each an id or a name;
@@ -48,15 +51,28 @@ stands for any characters. Pages have at most {_DEFAULT["page_size"]:,} rows (se
 **Errors** are `{{"error": {{"code", "message"}}}}`; the message ends with the id that is also in the header `request-id` and the log. The
 header `x-skylift-code` tells business refusals apart.
 
-**Limits** for each token, all settings: {_DEFAULT["api_requests"]:,} requests in {WINDOW_S / 60:.0f} minutes (`api_requests`),
-{_DEFAULT["api_running"]} at once (`api_running`), {_DEFAULT["api_queue"]} waiting (`api_queue`). Browsers may call from the origins
-in `cors_origins`, by default from none.
+**Limits** for each caller, all settings: {_DEFAULT["api_requests"]:,} requests (`api_requests`) in
+{_DEFAULT["api_window_s"] / 60:.0f} minutes (`api_window_s`), {_DEFAULT["api_running"]} at once (`api_running`), {_DEFAULT["api_queue"]}
+waiting (`api_queue`) for up to {_DEFAULT["api_wait_s"] / 60:.0f} minutes (`api_wait_s`), {_DEFAULT["api_connections"]} open in all
+(`api_connections`). What is over a limit is answered with 429, what has waited too long with 503, both with `Retry-After`.
+Browsers may call from the origins in `cors_origins`, by default from none.
 """
 
 
 def reference() -> str:
     """The page as Markdown."""
-    return _HEAD + "".join("\n" + "\n".join(_section(s)) + "\n" for s in SETS)
+    return _HEAD + "".join("\n" + "\n".join(section) + "\n" for section in (*map(_section, SETS), _settings()))
+
+
+def _settings() -> Iterator[str]:
+    yield "## Settings\n"
+    yield ("In `settings.toml` of the home folder; `SKYLIFT_<NAME>` in the environment beats it, and a flag of the command that.\n"
+           "`{home}` in a URL stands for the home folder.\n")
+    yield "| setting | type | default | |\n|---|---|---|---|"
+    for setting in fields(Settings):
+        kind, default = str(setting.type).replace("Path", "str"), f"`{setting.default}`" if setting.default != "" else ""
+        choice = ", ".join(f"`{value}`" for value in setting.metadata["one_of"])
+        yield f"| `{setting.name}` | {kind} | {default} | {setting.metadata['help']}{f': {choice}' if choice else ''} |"
 
 
 def _section(entity_set: EntitySet) -> Iterator[str]:

@@ -27,7 +27,8 @@ from skylift.api.resolve import Resource, both, count_rows, resolve
 from skylift.api.urls import Url, parse_url
 from skylift.errors import SkyliftError
 from skylift.migration import Migration
-from skylift.model import Run, Token
+from skylift.migration.signin import SignIn
+from skylift.model import Caller, Run
 
 log = logging.getLogger("skylift.api")
 
@@ -67,8 +68,8 @@ class Call:
 class Api:
     def __init__(self, service: Migration) -> None:
         self.service = service
-        settings = service.settings
-        self.limits = Limits(settings.api_requests, settings.api_running, settings.api_queue)
+        self.sign_in = SignIn(service)
+        self.limits = Limits(service.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         correlation_id = str(uuid4())
@@ -102,18 +103,18 @@ class Api:
             raise unknown_segment(request.scope["path"].strip("/").partition("/")[0])
         headers = dict(request.headers)
         credentials = request.headers.getlist("authorization")
-        token = await run_in_threadpool(self._authenticate, credentials[0] if len(credentials) == 1 else "")
-        async with self.limits.turn(str(token.id)):
+        caller = await run_in_threadpool(self._authenticate, credentials[0] if len(credentials) == 1 else "", url.on_premises)
+        async with self.limits.turn(str(caller.id)):
             body = await self._body(request)
-            return await run_in_threadpool(serve, self.service.as_actor(token.name), token, request.method, url, headers, body)
+            return await run_in_threadpool(serve, self.service.as_actor(caller.name), caller, request.method, url, headers, body)
 
-    def _authenticate(self, authorization: str) -> Token:
-        scheme, _, secret = authorization.partition(" ")
-        token = self.service.authenticate(secret.strip()) if scheme.lower() == "bearer" and secret.strip() else None
-        if token is None:
+    def _authenticate(self, authorization: str, on_premises: bool) -> Caller:
+        caller = self.sign_in.caller(authorization, on_premises)
+        if caller is None:
+            basic = ', Basic realm="skylift"' if self.sign_in.takes_basic(on_premises) else ""
             raise ODataError(401, "Authentication_InvalidCredentials", "The server has rejected the client credentials.",
-                             {"WWW-Authenticate": 'Bearer realm="skylift"'})
-        return token
+                             {"WWW-Authenticate": f'Bearer realm="skylift"{basic}'})
+        return caller
 
     async def _body(self, request: Request) -> bytes:
         most = self.service.settings.max_body_bytes
@@ -132,14 +133,14 @@ class Api:
 # ------------------------------------------------------------------ one request, in the order of X2
 
 
-def serve(service: Migration, token: Token, method: str, url: Url, headers: dict[str, str], body: bytes) -> Answer:
+def serve(service: Migration, caller: Caller, method: str, url: Url, headers: dict[str, str], body: bytes) -> Answer:
     """Answer the request of an authenticated caller; `service` acts for them. Raises ODataError and SkyliftError."""
     resource = resolve(service, url, headers)
     if resource.action is not None and method == resource.action.name.upper():
         method = "POST"                                 # the seed prints the action's name as the method (U6)
     if method not in resource.methods:
         raise not_allowed(method, resource.entity_set.entity if resource.entity_set else f"${resource.kind}", resource.methods)
-    _permit(token, method, resource)
+    _permit(caller, method, resource)
     as_json = resource.kind not in _NOT_JSON
     shape = negotiate.read_shape(headers.get("accept", "") if as_json else "", url.options.get("$format") if as_json else None,
                                  url.options.get("$schemaversion", service.settings.schema_version))
@@ -158,14 +159,17 @@ def serve(service: Migration, token: Token, method: str, url: Url, headers: dict
     return {"POST": _create, "PATCH": _change, "DELETE": _delete}[method](call)
 
 
-def _permit(token: Token, method: str, resource: Resource) -> None:
+def _permit(caller: Caller, method: str, resource: Resource) -> None:
     """Readers read; what sets the migration up is for administrators (N4)."""
     if method in _READS:
-        return
-    needed = (ADMINISTRATOR,) if resource.entity_set and resource.set.administrator else (OPERATOR, ADMINISTRATOR)
-    if token.role not in needed:
-        raise ODataError(403, "Authorization_RequestDenied", f"The token '{token.name}' has the role {token.role}; "
-                         f"this needs {' or '.join(needed)}.")
+        needed: tuple[str, ...] = (READER, OPERATOR, ADMINISTRATOR)
+    elif resource.entity_set and resource.set.administrator:
+        needed = (ADMINISTRATOR,)
+    else:
+        needed = (OPERATOR, ADMINISTRATOR)
+    if caller.role not in needed:
+        has = f"the role {caller.role}" if caller.role else "no role"
+        raise ODataError(403, "Authorization_RequestDenied", f"'{caller.name}' has {has}; this needs {' or '.join(needed)}.")
 
 
 # ------------------------------------------------------------------ reads

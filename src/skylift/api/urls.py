@@ -37,6 +37,7 @@ class Url:
     segments: tuple[Segment, ...]
     options: dict[str, str]      # $-options
     others: dict[str, str]       # everything else, by lower-case name; ignored but for company and tenant
+    on_premises: bool = False    # under a root without /v2.0 (U3, U4)
 
 
 def parse_url(base: str, path: bytes, query: bytes) -> Url | None:
@@ -63,7 +64,7 @@ def parse_url(base: str, path: bytes, query: bytes) -> Url | None:
             raise bad_request(f"The query option '{name}' is given twice.")
         else:
             options[name] = value
-    return Url(root, tuple(_segment(_decode(part)) for part in raw[length:]), options, others)
+    return Url(root, tuple(_segment(_decode(part)) for part in raw[length:]), options, others, raw[0].lower() != "v2.0")
 
 
 def _root_length(parts: list[str]) -> int | None:

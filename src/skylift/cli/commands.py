@@ -10,26 +10,17 @@ from typing import Annotated
 import typer
 
 from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, unattended, wait, wait_for_run
-from skylift.cli.frame import FAILED, OK, Session, absolute_url, app, command
+from skylift.cli.frame import FAILED, OK, Session, absolute_url, command
 from skylift.errors import NotFound, StateError
-from skylift.model import Run, RunTable, Setup, SourceCompany, Token
+from skylift.model import Run, RunTable, Setup, SourceCompany
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus
-
-token_app = typer.Typer(no_args_is_help=True, help="Tokens for the API.")
-app.add_typer(token_app, name="token")
 
 
 class Kind(StrEnum):
     NORMAL = "normal"
     FULL = "full"
     DIAGNOSTIC = "diagnostic"
-
-
-class Role(StrEnum):
-    READER = "reader"
-    OPERATOR = "operator"
-    ADMINISTRATOR = "administrator"
 
 
 @command("skylift sample bc.db --companies 3 --rows 1000000 --tables 150")
@@ -202,38 +193,6 @@ def complete(session: Session) -> None:
     """Complete the migration. Refused while a table is failed or, where the product has one, the upgrade is not done."""
     session.migration.complete_cloud_migration(_newest(session).id)
     _say_state(session)
-
-
-@command("skylift token create ci --role operator", token_app)
-def create(
-    session: Session,
-    name: Annotated[str, typer.Argument(help="What the token is for.")],
-    role: Annotated[Role, typer.Option(help="reader: look; operator: everything but set-up; administrator: everything.")],
-) -> None:
-    """Make a token. It is shown once, alone on the last line."""
-    secret = session.migration.create_token(name, role.value)
-    session.say(f"token '{name}' of role {role.value}, shown only now:")
-    if not session.as_json:
-        print(secret)
-    session.answer({"name": name, "role": role.value, "token": secret})
-
-
-@command("skylift token list", token_app, "list")
-def list_(session: Session) -> None:
-    """List the tokens; their secrets are not kept."""
-    tokens = session.migration.select(Token, Query(order=(Order(Attribute("name")),)))
-    session.table(("name", "role", "created", "expires", "revoked"),
-                  [(t.name, t.role, *(f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (t.created_at, t.expires_at, t.revoked_at)))
-                   for t in tokens])
-    session.answer(tokens)
-
-
-@command("skylift token revoke ci", token_app)
-def revoke(session: Session, name: Annotated[str, typer.Argument(help="The token's name.")]) -> None:
-    """Make a token worthless from now on."""
-    session.migration.revoke_token(name)
-    session.say(f"token '{name}' is revoked")
-    session.answer({"name": name, "revoked": True})
 
 
 def _companies(session: Session) -> list[SourceCompany]:

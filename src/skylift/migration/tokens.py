@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 from datetime import UTC, datetime
@@ -19,13 +20,18 @@ ROLES = ("reader", "operator", "administrator")
 
 
 class TokenVerbs(Service):
-    def create_token(self, name: str, role: str, expires_at: datetime | None = None) -> str:
-        """The secret of a new token. Raises SetupError for an unknown role or a name that a valid token has."""
+    def create_token(self, name: str, role: str, expires_at: datetime | None = None, *, access_key: bool = False) -> str:
+        """The secret of a new token; an `access_key` has the 44 characters of Business Central's web service access keys.
+
+        Raises SetupError for an unknown role, or a name that a valid token has or that Basic authentication cannot spell.
+        """
         if role not in ROLES:
             raise SetupError(f"there is no role '{role}'", hint=f"choose one of {', '.join(ROLES)}", code="Role")
         if not name.strip():
             raise SetupError("a token needs a name", code="TokenName")
-        secret = f"skylift_{secrets.token_urlsafe(32)}"
+        if access_key and ":" in name:
+            raise SetupError("the name of an access key has no colon: it is sent before one", hint="choose another name", code="TokenName")
+        secret = base64.b64encode(secrets.token_bytes(32)).decode() if access_key else f"skylift_{secrets.token_urlsafe(32)}"
         with self.verb() as verb:
             if verb.connection.execute(sa.select(tokens.c.id).where(tokens.c.name == name, _valid(verb.now))).first():
                 raise SetupError(f"there is a token '{name}' already", hint="choose another name, or revoke that one", code="TokenName")
