@@ -93,9 +93,9 @@ def test_an_installed_runtime_without_a_source_says_what_is_missing(lab):
     ({"product_id": "DynamicsBC"}, "50018", "the source has version 25"),
     ({"product_id": "DynamicsGP"}, "50018", "cannot read the catalogue"),
     ({"sql_connection_string": ""}, "52072", "sqlConnectionString is missing"),
-    ({"sql_connection_string": "Data Source=srv;Initial Catalog=bc;User Id=sa;Password=geheim"}, "52072",
-     "'Data Source=srv;Initial Catalog=bc;User Id=sa;Password=***' is a SQL Server connection string"),
-    ({"sql_connection_string": "bc.db"}, "SetupError", "the connection string is not a URL"),
+    ({"sql_connection_string": "Data Source=srv;Database=bc;User Id=sa;Password=geheim;Encrpt=yes"}, "52072", "'Encrpt' is no keyword"),
+    ({"sql_connection_string": "Data Source=srv;User Id=sa;Password=geheim"}, "52072", "it names no database"),
+    ({"sql_connection_string": "bc.db"}, "52072", "the connection string is not a URL"),
     ({"sql_connection_string": "oracle://sa:geheim@srv/bc"}, "SetupError", "'oracle' is not a source that skylift knows"),
     ({"sql_connection_string": "sqlite:////nowhere/bc.db"}, "SetupError", "cannot be read"),
 ])

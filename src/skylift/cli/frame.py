@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skylift.connectors import parse_url
+from skylift.connectors.sqlserver_url import has_keywords
 from skylift.errors import Conflict, NotFound, SetupError, SkyliftError, StateError
 from skylift.settings import Settings, load_settings
 
@@ -131,8 +132,8 @@ def _json(document: Any) -> str:
 
 def absolute_url(url: str) -> str:
     """`url` with the path of a database file made absolute: whoever opens it later may stand in another folder."""
-    if "://" not in url:
-        return url                                         # no URL at all: migration says what it may have been meant to be
+    if "://" not in url or has_keywords(url):
+        return url                                         # no URL of a file; what it may be meant to be, migration says
     parsed = parse_url(url)
     if parsed.host or not parsed.database or parsed.database == ":memory:" or Path(parsed.database).is_absolute():
         return url

@@ -16,6 +16,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from skylift.connectors import sqlserver_url
 from skylift.errors import SetupError
 from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 
@@ -171,11 +172,15 @@ def open_target(url: str) -> Target:
 
 
 def parse_url(url: str) -> URL:
+    """The URL that a URL, or a connection string of ADO.NET or ODBC, stands for. Raises SetupError 52072 saying what is wrong."""
+    if sqlserver_url.has_keywords(url):
+        return sqlserver_url.from_keywords(url)
     try:
-        return make_url(url.strip())
+        parsed = make_url(url.strip())
     except (ArgumentError, ValueError):
-        raise SetupError("the connection string is not a URL",   # not repeated: no telling where its password stands
-                         hint="write it as sqlite:///path/to/file.db or duckdb:///path/to/file.duckdb") from None
+        raise SetupError("the connection string is not a URL", code="52072",   # not repeated: no telling where its password stands
+                         hint="write it as sqlite:///path/to/file.db, postgresql://user@host/database or Server=..;Database=..") from None
+    return sqlserver_url.from_url(parsed) if parsed.get_backend_name() in sqlserver_url.SCHEMES else parsed
 
 
 def _driver(url: URL, side: str, drivers: Mapping[str, str]):

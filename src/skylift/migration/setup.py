@@ -5,7 +5,6 @@ Source: behaviour.md §2.7, §3, §5.14, §12.11.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -128,7 +127,7 @@ class SetupVerbs(Service):
         kind = SqlServerType(values.get("sql_server_type") or row["sql_server_type"])
         given_url, runtime_name = values.get("sql_connection_string") or "", values.get("runtime_name") or ""
         if given_url:
-            check_connection_string(given_url)
+            parse_url(given_url)
         common = {"product_id": product.id, "sql_server_type": kind}
         if given_url:
             common["source_url"] = self.box.seal(given_url)
@@ -280,14 +279,6 @@ def _count(count: int, one: str, many: str) -> str:
 def _all_upgraded(connection: sa.Connection) -> bool:
     statuses = connection.scalars(sa.select(source_companies.c.upgrade_status).where(source_companies.c.replicate)).all()
     return set(statuses) == {UpgradeStatus.COMPLETED}
-
-
-def check_connection_string(text: str) -> None:
-    """Raises SetupError unless `text` is a URL of a database that can be a source. Passwords are not repeated."""
-    if "://" not in text and re.search(r"(?i)\b(data source|server|initial catalog|database|user id|trusted_connection)\s*=", text):
-        raise SetupError(f"'{redact(text)}' is a SQL Server connection string, and skylift cannot read SQL Server yet",
-                         hint="use a URL, e.g. sqlite:///path/to/file.db", code="52072")
-    parse_url(text)
 
 
 def discover(product: Product, source: Source, target_url: str, mappings: list[Any]) -> tuple[Catalogue, Plan]:
