@@ -128,6 +128,7 @@ class Progress:
     size_bytes: int = 0            # Arrow bytes moved so far
     mode: str = ""                 # 'full', 'incremental' or 'unchanged'
     reason: str = ""               # why a full copy was made where an incremental one was asked for
+    losses: str = ""               # which values were changed as the setting `accept` allows, counted
     inserted: int = 0
     updated: int = 0
     deleted: int = 0

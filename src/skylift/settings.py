@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from skylift.errors import SetupError
+from skylift.losses import KINDS, Losses
 
 
 def _setting(default: Any, help: str, *, least: float | None = None, one_of: tuple[str, ...] = (), secret: bool = False) -> Any:
@@ -53,6 +54,7 @@ class Settings:
     jwt_readers: str = _setting("API.Read.All Financials.Read.All", "roles or scopes of the issuer that make a reader")
     jwt_leeway_s: float = _setting(60.0, "seconds by which the issuer's clock may differ", least=0)
     jwt_keys_s: float = _setting(300.0, "seconds after which the issuer's keys are fetched again", least=0.1)
+    accept: str = _setting("", f"changes to values that are accepted and counted, not refused, separated by blanks: {' '.join(KINDS)}")
     workers: int = _setting(2, "threads that copy", least=1)
     lease_s: float = _setting(15.0, "seconds after which a silent coordinator is replaced", least=0.1)
     poll_s: float = _setting(0.5, "seconds between two looks for new work", least=0.01)
@@ -153,6 +155,8 @@ def _checked(name: str, value: Any, place: str) -> Any:
         raise SetupError(f"{place} is '{value}'; possible are {', '.join(rule['one_of'])}", hint=rule["help"], code="Settings")
     if name == "company" and not 1 <= len(value) <= 30:
         raise SetupError(f"{place} has {len(value)} characters; 1 to 30 are possible", hint=rule["help"], code="Settings")
+    if name == "accept":
+        Losses(value)
     if name == "port" and value > 65535:
         raise SetupError(f"{place} is {value}; the greatest possible is 65535", hint=rule["help"], code="Settings")
     return value

@@ -151,7 +151,7 @@ def test_a_target_that_is_held_by_another_program_is_tried_again_and_then_told(r
     monkeypatch.setattr("skylift.migration.coordinator._pause", lambda seconds, stop: None)
     tries = []
 
-    def busy(url):
+    def busy(url, losses):
         tries.append(url)
         raise Transient("DuckDB file is in use by another program", hint="close it")
 

@@ -1,12 +1,8 @@
 import duckdb
-import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from skylift.engine.copy import columns_of
 from skylift.errors import StateError
-from skylift.migration.upgrade import _schema
-from skylift.model import Table
 from skylift.runs import MigrationState, ReplicationType, RunStatus, UpgradeStatus
 from skylift.store.tables import source_companies, upgrade_tags
 from tests.migration.lab import ADD_COMPANY, ANY
@@ -152,12 +148,3 @@ def test_a_company_that_the_upgrade_has_touched_is_not_copied_again(ready, statu
     assert raised.value.message == f"the data upgrade has already touched {CONTOSO} ({status})"
     ready.migration.change_company(ready.companies[1].id, {"replicate": False}, ANY)
     ready.migration.run_replication()
-
-
-def test_the_ledgers_words_for_columns_become_the_same_columns_again():
-    schema = pa.schema([(str(kind), kind) for kind in (
-        pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.float32(), pa.float64(), pa.string(), pa.binary(),
-        pa.date32(), pa.time64("us"), pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("us", "UTC"), pa.decimal128(38, 20),
-        pa.decimal128(5, 0))])
-
-    assert _schema(columns_of(Table("t", schema))) == schema

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 
 from skylift.connectors import sqlserver_url
 from skylift.errors import SetupError
+from skylift.losses import Losses
 from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 
 Batches = Generator[pa.RecordBatch, None, None]    # closed by who stops reading early, so that no statement stays open
@@ -47,6 +48,7 @@ class Source(Protocol):
     """A database to copy from; safe to call from several threads."""
 
     name: str            # of the database: the file's stem, or its name on the server
+    losses: Losses       # what may be changed where a value cannot be handed out exactly
 
     def tables(self) -> list[Table]:
         """Every user table, in one round trip to the catalogue; never skylift's own or the database's own tables."""
@@ -139,6 +141,10 @@ class Target(Protocol):
     max_name_bytes: int
     chunk_rows: int                 # rows of a chunk that this database stores best
     formats: Container[str]         # that it reads and writes; ARROW is one of them
+    losses: Losses                  # what may be changed where a value cannot be held exactly
+
+    def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
+        """`batch` as this database can hold it, before it is hashed. Raises ValueRefused for what no setting accepts to change."""
 
     def transaction(self) -> AbstractContextManager[Transaction]: ...
     def states(self) -> dict[TargetName, TableState]: ...
@@ -159,16 +165,20 @@ _SOURCES = {"sqlite": "skylift.connectors.sqlite"}
 _TARGETS = {"duckdb": "skylift.connectors.duckdb"}
 
 
-def open_source(url: str) -> Source:
+def open_source(url: str, losses: Losses | None = None) -> Source:
     """The source at `url`. Raises SetupError naming what is wrong with the string, the file or the server."""
     parsed = parse_url(url)
-    return _driver(parsed, "source", _SOURCES).open_source(parsed)
+    source: Source = _driver(parsed, "source", _SOURCES).open_source(parsed)
+    source.losses = losses or Losses()
+    return source
 
 
-def open_target(url: str) -> Target:
+def open_target(url: str, losses: Losses | None = None) -> Target:
     """The target at `url`, created if missing. Raises SetupError if it cannot be written."""
     parsed = parse_url(url)
-    return _driver(parsed, "target", _TARGETS).open_target(parsed)
+    target: Target = _driver(parsed, "target", _TARGETS).open_target(parsed)
+    target.losses = losses or Losses()
+    return target
 
 
 def parse_url(url: str) -> URL:

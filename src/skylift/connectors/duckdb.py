@@ -83,6 +83,9 @@ class DuckDBTarget:
         with self._lock:
             return self._connection.cursor()
 
+    def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
+        return batch                                # every value that a source hands out
+
     @contextmanager
     def transaction(self) -> Iterator[DuckDBTransaction]:
         with self._told(), self._cursor() as cursor:

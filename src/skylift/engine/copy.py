@@ -61,7 +61,7 @@ class Copier:
             for task in tasks:                     # all at once: a target may send them in one round trip
                 t.create(task.target, task.table)
             for task in tasks:
-                stream = HashedStream(self._until_stopped(self.source.read(task.table, KeyRange())))
+                stream = HashedStream(self._fitted(task.table, self.source.read(task.table, KeyRange())))
                 t.insert(task.target, task.table, stream)
                 states[task.target] = TableState(stream.digest, watermarks[task.table.path], columns_of(task.table))
                 done.append(Progress(task, TableStatus.SUCCESSFUL, rows=stream.digest.rows, size_bytes=stream.size_bytes, mode="full"))
@@ -104,7 +104,7 @@ class Copier:
         """Load one chunk; returns its rows and Arrow bytes. Rows and ledger row are one transaction."""
         build = build_name(task.target)
         with self.target.transaction() as t:
-            stream = HashedStream(self._until_stopped(self.source.read(task.table, chunk.keys)))
+            stream = HashedStream(self._fitted(task.table, self.source.read(task.table, chunk.keys)))
             t.insert(build, task.table, stream)
             t.chunk_done(build, self.copy_id, chunk.id, stream.digest)
         return stream.digest.rows, stream.size_bytes
@@ -147,7 +147,7 @@ class Copier:
         table = task.table
         with self.source.changes(table, state.watermark) as changes, read_ahead(changes.rows) as rows:
             before, existing = _digest_and_keys(t, name, table, changes.keys)
-            stream = HashedStream(self._until_stopped(rows))
+            stream = HashedStream(self._fitted(table, rows))
             t.delete(name, changes.keys)
             t.insert(name, table, stream)
             after, present = _digest_and_keys(t, name, table, changes.keys)
@@ -188,7 +188,7 @@ class Copier:
         count = bucket_count(max(table.rows or 0, state.digest.rows))
 
         def source() -> list[Iterator[pa.RecordBatch]]:
-            return [self._until_stopped(self.source.read(table, keys)) for keys in ranges]
+            return [self._fitted(table, self.source.read(table, keys)) for keys in ranges]
 
         here = bucket_sums(source(), key, count, workers)
         parts = self.target.read_parts(task.target, table, workers)
@@ -219,8 +219,14 @@ class Copier:
         return total - old.digest + arrived, replace(progress, rows=inserted + updated, size_bytes=stream.size_bytes, inserted=inserted,
                                                      updated=updated, deleted=deleted)
 
-    def _until_stopped(self, batches: Batches) -> Iterator[pa.RecordBatch]:
+    def _fitted(self, table: Table, batches: Batches) -> Iterator[pa.RecordBatch]:
+        """The source's rows as the target can hold them."""
         with closing(batches):                     # at once: an open statement keeps its connection from closing
+            for batch in self._until_stopped(batches):
+                yield self.target.fit(batch, table)
+
+    def _until_stopped(self, batches: Batches) -> Iterator[pa.RecordBatch]:
+        with closing(batches):
             for batch in batches:
                 if self.stopping():
                     raise Stopped

@@ -48,8 +48,7 @@ def copy_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, co
                 continue
             if isinstance(item, BaseException):
                 raise item
-            work.note(item)
-            yield item
+            yield work.note(item)
     finally:
         cancelled.set()
         work.pool.shutdown(wait=True, cancel_futures=True)
@@ -117,9 +116,10 @@ class _Work:
         native = task.table.format in self.copier.target.formats and self._watermarks[task.table.path].feed != SWEEP
         return task if native else replace(task, table=replace(task.table, format=ARROW))
 
-    def note(self, progress: Progress) -> None:
+    def note(self, progress: Progress) -> Progress:
         if progress.watermark:
             self._positions[progress.task.target, progress.task.table.path] = progress.watermark.position
+        return self._counted(progress) if progress.status is TableStatus.SUCCESSFUL else progress
 
     def confirm(self) -> None:
         """Nothing of a table before the oldest watermark that stands for it is needed at the source any more."""
@@ -263,6 +263,11 @@ class _Work:
     def _explained(self, progress: Progress) -> Progress:
         """With the reason for a full copy."""
         return replace(progress, reason=self._reasons.get(progress.task.target, ""))
+
+    def _counted(self, progress: Progress) -> Progress:
+        """With the accepted changes to values."""
+        both = {side.losses: None for side in (self.copier.source, self.copier.target)}
+        return replace(progress, losses="; ".join(filter(None, (losses.taken(progress.task.table.path) for losses in both))))
 
 
 class _LargeCopy:

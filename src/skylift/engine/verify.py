@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from skylift.engine.columns import table_of
 from skylift.engine.copy import CHUNK_BYTES
 from skylift.engine.hashing import digest_all
 from skylift.errors import CopyError
-from skylift.model import ARROW, CopyTask, Digest
+from skylift.model import ARROW, CopyTask, Digest, KeyRange
 
 BUCKETS = 4096
 BUCKETS_READ = 16                 # differing buckets that are looked into
@@ -79,7 +80,14 @@ def _compare(task: CopyTask, state: TableState | None, source: Source, target: T
 def _source_readers(task: CopyTask, source: Source, target: Target) -> Callable[[], list[Batches]]:
     table = source.measure(task.table)
     ranges = source.split(table, target.chunk_rows, CHUNK_BYTES)
-    return lambda: [source.read(table, keys) for keys in ranges]
+
+
+    def fitted(keys: KeyRange) -> Batches:
+        with closing(source.read(table, keys)) as batches:
+            for batch in batches:
+                yield target.fit(batch, table)
+
+    return lambda: [fitted(keys) for keys in ranges]
 
 
 def _total(pool: ThreadPoolExecutor, readers: Iterable[Iterable[pa.RecordBatch]]) -> Digest:

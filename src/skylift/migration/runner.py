@@ -20,6 +20,7 @@ from skylift.engine.columns import schema_change, table_of
 from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
 from skylift.errors import CopyError, SetupError, SkyliftError, redact
+from skylift.losses import Losses
 from skylift.migration.mappings import all_mappings
 from skylift.migration.replication import end_run
 from skylift.migration.service import Service, Verb, get_migration, newest_run
@@ -43,9 +44,10 @@ def replicate(service: Service, run: Run, workers: int, stop: Callable[[], bool]
     with service.store.read() as connection:
         row = get_migration(connection)
     product = find_product(row["product_id"])
-    source = open_source(service.box.open(row["source_url"]))
+    losses = Losses(service.settings.accept)
+    source = open_source(service.box.open(row["source_url"]), losses)
     try:
-        target = open_target(service.box.open(row["target_url"]))
+        target = open_target(service.box.open(row["target_url"]), losses)
         try:
             with service.store.read() as connection:
                 mappings = all_mappings(connection)
@@ -216,7 +218,13 @@ class _Recorder:
                 "mode": before.mode if before else p.mode, "reason": before.reason if before else p.reason,
                 "inserted": inserted, "updated": updated, "deleted": deleted, "size_bytes": size_bytes,
                 "target_rows": p.digest.rows if p.digest else None, "digest": str(p.digest) if p.digest else "",
-                "errors": redact(str(p.error))[:MAX_ERROR] if p.error else "", "error_code": _code(p.error)}
+                "errors": _told(p)[:MAX_ERROR], "error_code": _code(p.error)}
+
+
+def _told(progress: Progress) -> str:
+    if progress.error:
+        return redact(str(progress.error))
+    return f"values changed as accepted: {progress.losses}" if progress.losses else ""
 
 
 def _code(error: SkyliftError | None) -> str:

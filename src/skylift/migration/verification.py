@@ -10,6 +10,7 @@ from skylift.connectors import open_source, open_target
 from skylift.engine.plan import of_companies, plan
 from skylift.engine.verify import TableDifference, compare_tables
 from skylift.errors import StateError
+from skylift.losses import Losses
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, get_migration
 from skylift.products.registry import find_product
@@ -45,9 +46,10 @@ def compare(service: Service, stop: Callable[[], bool] = lambda: False) -> Itera
         left_out = {(r.company_name, r.table_name) for r in connection.execute(sa.select(registry).where(~registry.c.replicate))}
     if not row["source_url"]:
         raise StateError("no source is connected yet", hint="connect one first: skylift setup --product P --source URL", code="NotSetUp")
-    source = open_source(service.box.open(row["source_url"]))
+    losses = Losses(service.settings.accept)
+    source = open_source(service.box.open(row["source_url"]), losses)
     try:
-        target = open_target(service.box.open(row["target_url"]))
+        target = open_target(service.box.open(row["target_url"]), losses)
         try:
             whole = plan(find_product(row["product_id"]).discover(source), mappings, source.tables, target.max_name_bytes)
             tasks = [task for task in of_companies(whole, marked).tasks if (task.company, task.table_name) not in left_out]
