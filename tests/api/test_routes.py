@@ -246,6 +246,13 @@ def test_what_the_target_cannot_do_is_a_business_refusal(tmp_path, monkeypatch):
     assert answer.json()["error"]["message"].startswith("The disk is full.  CorrelationId:")
 
 
+def test_a_line_break_in_a_path_begins_no_line_of_the_log(full, caplog):
+    with caplog.at_level(logging.INFO, "skylift.api"):
+        assert full.get("a%0AERROR forged").status_code == 404
+        assert full.ask("POST", "$batch", {"requests": [{"method": "GET\n", "url": "a\nERROR"}]}).status_code == 200
+    assert len(caplog.records) == 2 and not any("\n" in record.getMessage() for record in caplog.records)
+
+
 @pytest.mark.rule("W8")
 def test_secrets_are_not_logged(client, caplog):
     with caplog.at_level(logging.DEBUG):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -89,6 +90,60 @@ def test_a_transaction_that_raises_leaves_nothing(store):
 
     with store.read() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(runs)) == 0
+
+
+def count_runs(store):
+    with store.read() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(runs))
+
+
+def insert_one(store, **values):
+    with store.write() as connection:
+        insert_run(connection, **values)
+
+
+@pytest.mark.rule("B3")
+def test_blocks_together_are_one_transaction_that_sees_itself(store):
+    with ThreadPoolExecutor(1) as other, store.together():
+        insert_one(store)
+        insert_one(store)
+        assert count_runs(store) == 2 and other.submit(count_runs, store).result() == 0
+    assert count_runs(store) == 2
+
+
+@pytest.mark.rule("B3")
+def test_an_error_takes_back_the_block_in_which_it_falls_or_all_of_them(store):
+    with store.together():
+        insert_one(store, run_id="kept")
+        with pytest.raises(sa.exc.IntegrityError), store.write() as connection:
+            insert_run(connection)
+            insert_run(connection, run_id="kept")
+        assert count_runs(store) == 1                          # and the transaction goes on
+    with pytest.raises(ZeroDivisionError), store.together():
+        insert_one(store)
+        raise ZeroDivisionError
+    assert count_runs(store) == 1
+
+
+@pytest.mark.rule("B3")
+def test_what_was_committed_in_between_stays(store):
+    with pytest.raises(ZeroDivisionError), store.together() as whole:
+        insert_one(store)
+        store.commit()
+        assert whole.commits == 1
+        insert_one(store)
+        raise ZeroDivisionError
+    assert count_runs(store) == 1
+    store.commit()                                             # outside it is nothing
+
+
+@pytest.mark.rule("B3")
+def test_reads_together_see_one_moment(store):
+    with ThreadPoolExecutor(1) as other, store.together(writes=False):
+        assert count_runs(store) == 0
+        other.submit(insert_one, store).result()
+        assert count_runs(store) == 0
+    assert count_runs(store) == 1
 
 
 def test_a_reader_sees_what_was_committed_while_a_writer_is_at_work(store):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from skylift.api.batch import ROLLED_BACK
+from skylift.api.batch_formats import MOST_ITEMS
 from skylift.api.filter import FUNCTIONS
 from skylift.api.render import caption, encoded
 from skylift.api.resources import SETS, EntitySet, Property
@@ -44,6 +46,12 @@ stands for any characters. Pages have at most {_DEFAULT["page_size"]:,} rows (se
 
 **Writing.** `PATCH` needs `If-Match` with the entity's `@odata.etag`, or `*`. Actions are called by `POST` to
 `.../{{set}}(<id>)/Microsoft.NAV.{{action}}` without a body, or with the action's name in capitals as the HTTP method; they answer 204.
+
+**Batches** of at most {MOST_ITEMS} requests go to `$batch` by `POST`, as JSON or `multipart/mixed`; each is answered as it would be alone.
+The first that fails ends the batch, unless `Prefer: odata.continue-on-error` is sent. A change set, the requests of an
+`atomicityGroup` and a batch with `Isolation: snapshot` are done wholly or not at all; a success that was taken back is marked by the
+header `{ROLLED_BACK}`. `runReplication`, `runDataUpgrade`, `disableReplication` and `completeCloudMigration` commit: they and
+what was before them stay. `$id` begins the URL of a request about the entity of an earlier one.
 
 **Options and enums** are spelt by caption (`In Progress`). `$schemaversion=2.0` or `2.1` asks for member names (`InProgress`,
 `Not_x0020_Initialized`); the default is the setting `schema_version`. Input may be spelt either way.

@@ -5,43 +5,33 @@ Everything that touches the store is plain synchronous code in a worker thread. 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from skylift.api import negotiate, writing
-from skylift.api.errors import ODataError, bad_request, not_allowed, not_implemented, of_service, unknown_segment
+from skylift.api import batch, negotiate, writing
+from skylift.api.answer import Answer, finish
+from skylift.api.errors import ODataError, bad_request, not_allowed, unknown_segment
 from skylift.api.limits import Limits
 from skylift.api.metadata import metadata_document, service_document
 from skylift.api.parse import Options, parse_options
 from skylift.api.reading import Reader
-from skylift.api.render import Shape, error_body, etag, key_text, plain_text, to_json, value_of
+from skylift.api.render import Shape, etag, key_text, plain_text, to_json, value_of
 from skylift.api.resolve import Resource, both, count_rows, resolve
 from skylift.api.urls import Url, parse_url
-from skylift.errors import SkyliftError
 from skylift.migration import Migration
 from skylift.migration.signin import SignIn
 from skylift.model import Caller, Run
 
-log = logging.getLogger("skylift.api")
-
 READER, OPERATOR, ADMINISTRATOR = "reader", "operator", "administrator"
 _READS = ("GET", "HEAD", "OPTIONS")
-_NOT_JSON = ("metadata", "count", "value", "action")    # answered alike whatever Accept says (M1, P4, A1)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
+_NOT_JSON = ("metadata", "count", "value", "action", "batch")    # answered alike whatever Accept says (M1, P4, A1, B6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +62,16 @@ class Api:
         self.limits = Limits(service.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        correlation_id = str(uuid4())
         request = Request(scope, receive)
+        answer: Answer | Exception
         try:
             answer = await self._answer(request)
         except ClientDisconnect:
             return
-        except ODataError as error:
-            answer = _refusal(error, correlation_id)
-        except SkyliftError as error:
-            answer = _refusal(of_service(error), correlation_id)
-        except Exception:
-            log.exception("%s %s failed, request %s", request.method, scope["path"], correlation_id)
-            answer = _refusal(ODataError(500, "Internal_ServerError", "An unexpected error occurred."), correlation_id)
-        if answer.status >= 400:
-            log.info("%s %s answered with %d, request %s", request.method, scope["path"], answer.status, correlation_id)
-        headers = {"OData-Version": "4.0", "Content-Language": "en-US", "request-id": correlation_id, **answer.headers}
-        body = answer.body
-        if request.method == "HEAD":
-            headers["Content-Length"], body = str(len(body)), b""
-        await Response(body, answer.status, headers)(scope, receive, send)
+        except Exception as error:
+            answer = error
+        answer = finish(answer, request.method, scope["path"])
+        await Response(answer.body, answer.status, answer.headers)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Answer:
         try:
@@ -150,18 +130,18 @@ def serve(service: Migration, caller: Caller, method: str, url: Url, headers: di
         return Answer(204, headers={"Allow": ", ".join(resource.methods)})
     if method in ("GET", "HEAD"):
         return _READERS[resource.kind](call)
+    if resource.kind == "batch":
+        return batch.run(service.store, url, headers, body, partial(serve, service, caller))
     if headers.get("data-access-intent", "").lower() == "readonly":
         raise bad_request("A write cannot be made with Data-Access-Intent: ReadOnly.")
-    if resource.kind == "batch":
-        raise not_implemented("$batch is not supported yet; send the requests one by one.")
     if resource.kind == "action":
         return _act(call)
     return {"POST": _create, "PATCH": _change, "DELETE": _delete}[method](call)
 
 
 def _permit(caller: Caller, method: str, resource: Resource) -> None:
-    """Readers read; what sets the migration up is for administrators (N4)."""
-    if method in _READS:
+    """Readers read; what sets the migration up is for administrators (N4). A batch is judged item by item (B5)."""
+    if method in _READS or resource.kind == "batch":
         needed: tuple[str, ...] = (READER, OPERATOR, ADMINISTRATOR)
     elif resource.entity_set and resource.set.administrator:
         needed = (ADMINISTRATOR,)
@@ -281,13 +261,3 @@ def _delete(call: Call) -> Answer:
     matches(row)
     entity_set.delete(call.service, getattr(row, entity_set.key.attribute), matches)
     return Answer(204)
-
-
-# ------------------------------------------------------------------ refusals
-
-
-def _refusal(error: ODataError, correlation_id: str) -> Answer:
-    headers = {"Content-Type": "application/json; odata.metadata=minimal; charset=utf-8", **error.headers}
-    if error.skylift_code:
-        headers["x-skylift-code"] = error.skylift_code
-    return Answer(error.status, error_body(error.code, error.message, correlation_id), headers)

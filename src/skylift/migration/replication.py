@@ -27,7 +27,7 @@ class ReplicationVerbs(Service):
         Raises StateError while something else is going on, if no company is marked, a marked one is not created, or it has
         been upgraded. A run that copies everything, because nothing has been copied yet or FULL was asked for, is recorded as Full.
         """
-        with self.verb() as verb:
+        with self.verb(commits=True) as verb:
             if bound_run_id is not None:
                 get_row(verb.connection, Run, bound_run_id)
             verb.permit("run_replication")

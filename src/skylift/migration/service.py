@@ -67,13 +67,18 @@ class Service:
         return other
 
     @contextmanager
-    def verb(self, name: str = "") -> Iterator[Verb]:
-        """The transaction of one verb. Raises StateError at once if the migration's state does not permit it (behaviour.md §4.3)."""
+    def verb(self, name: str = "", *, commits: bool = False) -> Iterator[Verb]:
+        """The transaction of one verb. Raises StateError at once if the migration's state does not permit it (behaviour.md §4.3).
+
+        `commits`: nothing that follows takes it back, also where several verbs are one transaction (odata.md B3).
+        """
         with self.store.write() as connection:
             verb = Verb(connection, self.actor)
             if name:
                 verb.permit(name)
             yield verb
+        if commits:
+            self.store.commit()
 
     def _ensure_environment(self) -> None:
         """A new environment has a migration that is not set up and one company of its own."""

@@ -79,12 +79,13 @@ class SetupVerbs(Service):
             row = get_migration(connection)
         if row["state"] is MigrationState.DISABLED:
             if row["disabled_reason"] == STILL_TRACKED:
+                self.store.commit()
                 self._untrack(row)
-                with self.verb() as verb:
+                with self.verb(commits=True) as verb:
                     verb.set(disabled_reason="")
                     verb.log("migration", "untrack")
             return
-        with self.verb("disable_replication"):
+        with self.verb("disable_replication", commits=True):
             pass
         try:
             self._untrack(row)
@@ -92,7 +93,7 @@ class SetupVerbs(Service):
         except SkyliftError as error:
             left = (f" What skylift installed in the source could not be removed: {redact(error.message)}."
                     " Disable once more when the source is back.")
-        with self.verb("disable_replication") as verb:
+        with self.verb("disable_replication", commits=True) as verb:
             self._disable(verb, f"The migration has been disabled.{left}", reason=STILL_TRACKED if left else "")
 
     def complete_cloud_migration(self, id: UUID | None = None) -> None:
@@ -100,7 +101,7 @@ class SetupVerbs(Service):
 
         If the source cannot be cleaned up, tried twice, the error is raised and the migration stays as it is.
         """
-        with self.verb() as verb:
+        with self.verb(commits=True) as verb:
             self._bound(verb.connection, id)
             row = verb.row
             if row["state"] is MigrationState.DISABLED and row["disabled_reason"] == "Completed":
@@ -111,7 +112,7 @@ class SetupVerbs(Service):
         except SkyliftError:
             time.sleep(RETRY_S)
             self._untrack(row)
-        with self.verb() as verb:
+        with self.verb(commits=True) as verb:
             self._check_complete(verb)
             self._disable(verb, "The cloud migration has been completed.", reason="Completed")
 

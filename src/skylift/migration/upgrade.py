@@ -33,7 +33,7 @@ class UpgradeVerbs(Service):
         Raises StateError, in this order: something is going on, a newer run is there, the product has no upgrade, tables or
         companies have failed, a marked company was not copied, the run does not wait for its upgrade.
         """
-        with self.verb() as verb:
+        with self.verb(commits=True) as verb:
             connection = verb.connection
             waiting = newest_run(connection, runs.c.status.in_((RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED)))
             run = (waiting or newest_run(connection)) if id is None else get_row(connection, Run, id)

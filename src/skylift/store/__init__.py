@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,24 +24,82 @@ _SCHEMA_LOCK = 7_048_001          # PostgreSQL advisory lock that is held while 
 Row = TypeVar("Row")
 
 
+class Together:
+    """The transaction that the blocks of one thread join. `commits`: how often it was committed before its end."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+        self.commits = 0
+
+
 class Store:
-    """The open store. Safe to use from several threads; each `with` block is one transaction on a connection of its own."""
+    """The open store. Safe to use from several threads.
+
+    Each `with` block is one transaction on a connection of its own; inside `together` it is a savepoint of the one around it.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._readers = engine
         self._writers = engine.execution_options(skylift_writes=True)
+        self._thread = threading.local()
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that only reads. Raises Transient if the store is busy or away."""
-        with _told(), self._readers.begin() as connection:
+        with self._transaction(self._readers) as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that may write, committed at the end of the block. On SQLite it holds the one write lock throughout."""
-        with _told(), self._writers.begin() as connection:
+        with self._transaction(self._writers) as connection:
             yield connection
+
+    @contextmanager
+    def together(self, *, writes: bool = True) -> Iterator[Together]:
+        """What this thread reads and writes inside the block, as one transaction over one snapshot; an error takes all of it back.
+
+        With `writes` it is alone: other verbs wait for its end, on PostgreSQL as on SQLite, for what they read must not be
+        older than what they wait for. Raises Transient if the store is busy or away, or cannot commit.
+        """
+        if (outer := self._together) is not None:
+            yield outer
+            return
+        engine = self._writers if writes else self._readers
+        if engine.dialect.name == "postgresql":
+            engine = engine.execution_options(isolation_level="REPEATABLE READ", skylift_alone=writes)
+        with _told(), engine.connect() as connection:
+            self._thread.together = together = Together(connection)
+            try:
+                yield together
+                connection.commit()
+            finally:
+                self._thread.together = None
+
+    def commit(self) -> None:
+        """Inside `together`: what was done so far stays, whatever follows. Elsewhere nothing, for each block commits by itself."""
+        if (together := self._together) is not None:
+            with _told():
+                try:
+                    together.connection.commit()
+                except BaseException:
+                    together.connection.rollback()
+                    raise
+            together.commits += 1
+
+    @property
+    def _together(self) -> Together | None:
+        return getattr(self._thread, "together", None)
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        with _told():
+            if (together := self._together) is None:
+                with engine.begin() as connection:
+                    yield connection
+            else:
+                with together.connection.begin_nested():        # begins the transaction around it where there is none
+                    yield together.connection
 
     def close(self) -> None:
         self._readers.dispose()
@@ -79,7 +138,14 @@ def to_row(kind: type[Row], row: Mapping[Any, Any]) -> Row:
 
 def _engine(url: URL) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
-        return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, max_overflow=30)
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, max_overflow=30)
+
+        @sa.event.listens_for(engine, "begin")
+        def begin_alone(connection: sa.Connection) -> None:
+            if connection.get_execution_options().get("skylift_alone"):      # before the first query, which fixes the snapshot
+                connection.exec_driver_sql("lock table migration in exclusive mode")
+
+        return engine
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         raise SetupError(f"a store is not kept at '{redact(url.render_as_string(hide_password=True))}'",
                          hint="write sqlite:///path or postgresql://host/database", code="Store")

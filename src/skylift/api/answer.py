@@ -1,0 +1,47 @@
+"""The answer to one request, alone or inside a batch; what went wrong becomes a refusal, told apart in the log by its id (X1)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from uuid import uuid4
+
+from skylift.api.errors import ODataError, of_service
+from skylift.api.render import error_body
+from skylift.errors import SkyliftError
+
+log = logging.getLogger("skylift.api")
+_ERROR_TYPE = "application/json; odata.metadata=minimal; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def finish(answer: Answer | Exception, method: str, path: str) -> Answer:
+    """`answer`, or the refusal that an error means, with the headers of every answer; refusals are logged."""
+    correlation_id = str(uuid4())
+    method, path = (text.encode("unicode_escape").decode() for text in (method, path))      # a line break would forge a line of the log
+    if isinstance(answer, Exception):
+        answer = _refusal(answer, method, path, correlation_id)
+    if answer.status >= 400:
+        log.info("%s %s answered with %d, request %s", method, path, answer.status, correlation_id)
+    headers = {"OData-Version": "4.0", "Content-Language": "en-US", "request-id": correlation_id, **answer.headers}
+    if method == "HEAD":
+        return replace(answer, body=b"", headers={**headers, "Content-Length": str(len(answer.body))})
+    return replace(answer, headers=headers)
+
+
+def _refusal(error: Exception, method: str, path: str, correlation_id: str) -> Answer:
+    if isinstance(error, SkyliftError):
+        error = of_service(error)
+    if not isinstance(error, ODataError):
+        log.error("%s %s failed, request %s", method, path, correlation_id, exc_info=error)
+        error = ODataError(500, "Internal_ServerError", "An unexpected error occurred.")
+    headers = {"Content-Type": _ERROR_TYPE, **error.headers}
+    if error.skylift_code:
+        headers["x-skylift-code"] = error.skylift_code
+    return Answer(error.status, error_body(error.code, error.message, correlation_id), headers)

@@ -1,0 +1,511 @@
+"""$batch, on each database that can hold a store."""
+
+import base64
+import email
+import json
+import sqlite3
+import threading
+from contextlib import closing, contextmanager
+
+import pytest
+
+from skylift.api.batch import ROLLED_BACK
+from skylift.errors import Transient
+from skylift.store import Store
+from skylift.store.tables import apps
+from tests.api.conftest import fill, number, open_client
+from tests.migration.lab import Lab
+
+RUNS, MAPPINGS, COMPANIES, SETUP = "cloudMigrationStatus", "tableMappings", "cloudMigrationCompanies", "setupCloudMigration"
+
+
+@pytest.fixture
+def client(tmp_path, store_url):
+    """An administrator's, ready to replicate one company, with an app whose tables can be mapped."""
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
+        database.execute("create table item (id integer primary key)")
+    client = open_client(tmp_path / "home", store=store_url)
+    Lab(client.http.service, tmp_path / "shop.db").prepare(product_id="Custom")
+    with client.http.service.store.write() as connection:
+        connection.execute(apps.insert().values(id=number(7), name="Mine", publisher="Me", version="1.0"))
+    yield client
+    client.http.service.store.close()
+
+
+def get(url, id=None, **more):
+    return {"id": id, "method": "GET", "url": url} | more
+
+
+def post(n, id=None, **more):
+    """Makes mapping number `n`."""
+    return {"id": id, "method": "POST", "url": MAPPINGS, "body": mapping(n)} | more
+
+
+def mapping(n):
+    return {"appId": str(number(7)), "tableId": 50_000 + n, "tableName": f"T{n}", "sourceTableName": f"[S{n}]"}
+
+
+WRONG = {"method": "GET", "url": "nothing"}
+
+
+def batch(client, *requests, path="$batch", **headers):
+    answer = client.ask("POST", path, {"requests": list(requests)}, **headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["responses"]
+
+
+def statuses(client, *requests, **headers):
+    return [item["status"] for item in batch(client, *requests, **headers)]
+
+
+def refused(client, *requests, **headers):
+    return client.error("$batch", "POST", body={"requests": list(requests)}, **headers)
+
+
+def stored(client):
+    return sorted(row["tableName"] for row in client.rows(MAPPINGS))
+
+
+# ------------------------------------------------------------------ B1, B5: items are requests
+
+
+@pytest.mark.rule("B1")
+@pytest.mark.parametrize("url", [
+    "", RUNS, f"{RUNS}?$top=1&$select=runId&$count=true", f"{RUNS}({number(1)})", f"{RUNS}/$count", f"{RUNS}({number(1)})/status",
+    f"{RUNS}({number(1)})/status/$value", "$metadata", "companies?$filter=name eq 'Fabrikam (UK)'", "companies(name='Fabrikam%20(UK)')",
+    "nothing", f"{RUNS}({number(99)})", f"{RUNS}?$filter=x eq 1", f"{RUNS}?$top=1&$top=2", "x(", "entityDefinitions"])
+def test_an_item_is_answered_as_the_request_alone_is(full, url):
+    alone = full.get(url)
+    [item] = batch(full, get(url, "1"))
+    assert item["status"] == alone.status_code and item["id"] == "1"
+    unlike = {"content-length", "request-id"}
+    assert item["headers"].items() - {(name, item["headers"][name]) for name in unlike & item["headers"].keys()} == {
+        (name, value) for name, value in alone.headers.items() if name not in unlike}
+    if alone.status_code >= 400:
+        assert item["body"]["error"]["code"] == alone.json()["error"]["code"]
+        assert item["body"]["error"]["message"].endswith(f"CorrelationId:  {item['headers']['request-id']}.")
+    elif "json" in alone.headers["content-type"]:
+        assert item["body"] == alone.json()
+    elif alone.headers["content-type"].startswith("text/"):
+        assert item["body"] == alone.text
+    else:
+        assert base64.urlsafe_b64decode(item["body"] + "===") == alone.content
+
+
+@pytest.mark.rule("B1")
+def test_ids_are_answered_as_they_were_sent_and_may_be_missing(full):
+    answered = batch(full, get("companies", "a"), {"method": "get", "url": "companies"}, get("companies", 7), get("companies", ""))
+    assert [item["id"] for item in answered] == ["a", None, 7, ""]
+    assert all(item["headers"]["odata-version"] == "4.0" and item["headers"]["content-type"].startswith("application/json")
+               for item in answered)
+
+
+@pytest.mark.rule("B1")
+def test_the_url_of_an_item_is_relative_path_absolute_or_absolute(full):
+    company = f"companies({number(901)})/{RUNS}?$top=1"
+    for url in (company, f"/api/v1.0/{company}", f"http://testserver/api/v1.0/{company}", f"/BC/api/v1.0//{company}"):
+        [item] = batch(full, get(url))
+        assert item["status"] == 200 and f"/$metadata#companies({number(901)})/{RUNS}" in item["body"]["@odata.context"], url
+    [item] = batch(full, get("http://elsewhere/api/v1.0/companies"))
+    assert item["status"] == 400 and "leads to another host, 'elsewhere'" in item["body"]["error"]["message"]
+    assert statuses(full, get("/companies")) == [404]
+    [item] = batch(full, get("/v2.0/prod/api/v1.0/companies"))
+    assert item["status"] == 400 and "another service, 'http://testserver/v2.0/prod/api/v1.0'" in item["body"]["error"]["message"]
+    [item] = batch(full, get(f"{RUNS}?$filter=details eq '\u20ac'"))
+    assert item["status"] == 200
+
+
+@pytest.mark.rule("B1")
+def test_an_answer_without_content_has_no_body(client):
+    newest = client.rows(RUNS)[0]["id"]
+    [head, action, seen] = batch(client, {"method": "HEAD", "url": RUNS}, {"method": "POST", "url": f"{RUNS}({newest})/NAV.refreshStatus"},
+                                 get("companies", headers={"If-None-Match": "*"}))
+    assert "body" not in head and int(head["headers"]["content-length"]) > 0
+    assert (action["status"], "body" in action) == (204, False) and seen["status"] == 200
+    [named] = batch(client, {"method": "REFRESHSTATUS", "url": f"{RUNS}({newest})/NAV.refreshStatus"})
+    assert named["status"] == 204
+
+
+@pytest.mark.rule("B5")
+def test_credentials_are_checked_once_and_permission_for_each_item(client):
+    reader = client.as_role("reader")
+    company = client.rows(COMPANIES)[0]["id"]
+    patch = {"method": "PATCH", "url": f"{COMPANIES}({company})", "headers": {"If-Match": "*"}, "body": {"replicate": False}}
+    requests = get(RUNS, headers={"Authorization": "Bearer nonsense"}), patch, get(RUNS)
+    assert statuses(reader, *requests, Prefer="odata.continue-on-error") == [200, 403, 200]
+    assert client.rows(COMPANIES)[0]["replicate"] is True
+    assert client.http.request("POST", "/api/v1.0/$batch", json={"requests": [get(RUNS)]}).status_code == 401
+
+
+@pytest.mark.rule("B5")
+@pytest.mark.parametrize(("count", "status"), [(100, 200), (101, 413), (0, 200)])
+def test_a_batch_has_a_hundred_items_at_most(full, count, status):
+    answer = full.ask("POST", "$batch", {"requests": [get("companies")] * count})
+    assert answer.status_code == status and (status != 200 or len(answer.json()["responses"]) == count)
+
+
+@pytest.mark.rule("B5", "C1")
+def test_the_company_of_the_batch_is_that_of_items_which_name_none(full):
+    first, second = (f"#companies({number(n)})/" for n in (900, 901))
+
+    def contexts(path, *requests, **headers):
+        return [item["body"]["@odata.context"].partition("$metadata")[2][:len(first)]
+                for item in batch(full, *requests, path=path, **headers)]
+
+    own = [get(RUNS), get(f"{RUNS}?company=CRONUS"), get(RUNS, headers={"CompanyId": str(number(900))}),
+           get(f"companies({number(900)})/{RUNS}")]
+    assert contexts("$batch?company=Fabrikam%20(UK)", *own) == [second, first, first, first]
+    assert contexts("$batch", *own, CompanyId=str(number(901))) == [second, first, first, first]
+    assert contexts("$batch", get(RUNS, headers={"company": "Fabrikam (UK)"})) == [second]
+    [item] = batch(full, get(RUNS), path="$batch?company=nobody")
+    assert (item["status"], item["body"]["error"]["code"]) == (404, "Internal_CompanyNotFound")
+
+
+def test_the_schema_version_of_the_batch_is_that_of_items_which_name_none(full):
+    urls = get(f"{RUNS}?$top=1"), get(f"{RUNS}?$top=1&$schemaversion=1.0")
+    assert [item["body"]["value"][0]["status"] for item in batch(full, *urls, path="$batch?$schemaversion=2.0")] == [
+        "InProgress", "In Progress"]
+
+
+@pytest.mark.rule("H5")
+def test_a_batch_that_intends_to_read_only_reads(client):
+    assert statuses(client, get(RUNS), post(1), Data_Access_Intent="ReadOnly") == [200, 400]
+    assert stored(client) == []
+
+
+@pytest.mark.rule("B1", "B6")
+@pytest.mark.parametrize("kind", ["text/plain", "", "application/xml", "multipart/form-data; boundary=x"])
+def test_a_batch_is_json_or_multipart(full, kind):
+    assert full.error("$batch", "POST", body="{}", Content_Type=kind)[:2] == (415, "BadRequest")
+
+
+def test_bodies_that_are_not_json_travel_as_strings(client):
+    newest = client.rows(RUNS)[0]["id"]
+    action = {"method": "POST", "url": f"{RUNS}({newest})/NAV.refreshStatus"}
+    for kind, body, status in (("text/plain", "", 204), ("text/plain", "x", 415), ("application/octet-stream", "e30", 204),
+                               ("application/octet-stream", "eA", 415)):
+        assert statuses(client, action | {"headers": {"Content-Type": kind}, "body": body}) == [status], (kind, body)
+    assert statuses(client, action | {"body": {}}, action | {"body": None}) == [204, 204]
+    assert refused(client, action | {"headers": {"Content-Type": "text/plain"}, "body": {}})[0] == 400
+    assert refused(client, action | {"if": "$1/x eq 2"})[:2] == (501, "BadRequest_MethodNotImplemented")
+
+
+# ------------------------------------------------------------------ B2: failures
+
+
+@pytest.mark.rule("B2")
+def test_the_first_failure_ends_the_batch_and_what_was_before_it_stays(client):
+    answered = batch(client, post(1, "a"), WRONG | {"id": "b"}, post(2, "c"))
+    assert [(item["id"], item["status"]) for item in answered] == [("a", 201), ("b", 404)]
+    assert stored(client) == ["T1"] and ROLLED_BACK not in answered[0]["headers"]
+
+
+@pytest.mark.rule("B2")
+@pytest.mark.parametrize("preference", ["odata.continue-on-error", "continue-on-error", "odata.continue-on-error=true",
+                                        "continue-on-error=true"])
+def test_a_client_may_want_to_go_on_after_a_failure(client, preference):
+    answer = client.ask("POST", "$batch", {"requests": [post(1), WRONG, post(1), post(2)]}, Prefer=preference)
+    assert [item["status"] for item in answer.json()["responses"]] == [201, 404, 409, 201] and stored(client) == ["T1", "T2"]
+    assert answer.headers["preference-applied"] == "odata.continue-on-error"
+    assert statuses(client, WRONG, get(RUNS), Prefer="continue-on-error=false") == [404]
+
+
+# ------------------------------------------------------------------ B3: all or nothing
+
+
+@pytest.mark.rule("B3")
+@pytest.mark.parametrize("header", ["Isolation", "OData-Isolation"])
+def test_a_snapshot_batch_that_fails_leaves_nothing_although_items_report_success(client, header):
+    before = client.rows(COMPANIES)
+    patch = {"method": "PATCH", "url": f"{COMPANIES}({before[0]['id']})", "headers": {"If-Match": "*"}, "body": {"replicate": False}}
+    answered = batch(client, post(1), patch, get(MAPPINGS), post(1), post(2), **{header: "snapshot"})
+    assert [item["status"] for item in answered] == [201, 200, 200, 409]
+    assert len(answered[2]["body"]["value"]) == 1                   # the items saw what those before them did
+    assert [ROLLED_BACK in item["headers"] for item in answered] == [True, True, False, False]
+    assert stored(client) == [] and client.rows(COMPANIES) == before
+
+
+@pytest.mark.rule("B3")
+def test_a_snapshot_batch_that_succeeds_stays(client):
+    answered = batch(client, post(1), post(2), Isolation="snapshot")
+    assert [item["status"] for item in answered] == [201, 201] and stored(client) == ["T1", "T2"]
+    assert not any(ROLLED_BACK in item["headers"] for item in answered)
+    assert statuses(client, get(RUNS), get(MAPPINGS), Isolation="Snapshot") == [200, 200]
+    assert refused(client, get(RUNS), Isolation="serializable")[:2] == (400, "BadRequest")
+
+
+@pytest.mark.rule("B3", "B2")
+def test_a_snapshot_batch_that_goes_on_after_a_failure_leaves_nothing_all_the_same(client):
+    answered = batch(client, post(1), WRONG, post(2), Isolation="snapshot", Prefer="continue-on-error")
+    assert [item["status"] for item in answered] == [201, 404, 201] and stored(client) == []
+    assert [ROLLED_BACK in item["headers"] for item in answered] == [True, False, True]
+
+
+@pytest.mark.rule("B3")
+def test_a_group_is_done_wholly_or_not_at_all(client):
+    groups = [post(1, "1", atomicityGroup="a"), post(2, "2", atomicityGroup="a"), post(3, "3", atomicityGroup="b"),
+              post(3, "4", atomicityGroup="b"), post(4, "5", atomicityGroup="b"), post(5, "6")]
+    answered = batch(client, *groups)
+    assert [(item["id"], item["status"]) for item in answered] == [("1", 201), ("2", 201), ("3", 201), ("4", 409)]
+    assert stored(client) == ["T1", "T2"] and ROLLED_BACK in answered[2]["headers"]
+    for row in client.rows(MAPPINGS):
+        client.ask("DELETE", f"{MAPPINGS}({row['id']})")
+    answered = batch(client, *groups, Prefer="continue-on-error")
+    assert [item["status"] for item in answered] == [201, 201, 201, 409, 424, 201] and stored(client) == ["T1", "T2", "T5"]
+
+
+@pytest.mark.rule("B3")
+def test_a_group_inside_a_snapshot_belongs_to_it(client):
+    assert statuses(client, post(1, "1", atomicityGroup="a"), post(2, "2", atomicityGroup="a"), WRONG, Isolation="snapshot") == [
+        201, 201, 404]
+    assert stored(client) == []
+
+
+@pytest.mark.rule("B3")
+def test_a_run_ends_the_transaction(client):
+    newest = client.rows(RUNS)[0]["id"]
+    start = {"id": "run", "method": "POST", "url": f"{RUNS}({newest})/Microsoft.NAV.runReplication"}
+    answered = batch(client, post(1), start, get("$run?$select=status"), post(2), WRONG, Isolation="snapshot")
+    assert [item["status"] for item in answered] == [201, 204, 200, 201, 404]
+    assert answered[2]["body"]["status"] == "In Progress"
+    assert stored(client) == ["T1"] and client.rows(RUNS)[0]["status"] == "In Progress"
+    assert [ROLLED_BACK in item["headers"] for item in answered] == [False, False, False, True, False]
+
+
+@pytest.mark.rule("B3")
+def test_a_run_that_is_refused_ends_nothing(client):
+    newest = client.rows(RUNS)[0]["id"]
+    act = {"method": "POST", "url": f"{RUNS}({newest})/Microsoft.NAV.runDataUpgrade"}
+    assert statuses(client, post(1), act, Isolation="snapshot") == [201, 400] and stored(client) == []
+
+
+@pytest.mark.rule("B3")
+def test_the_end_of_the_migration_stays_for_the_source_has_been_told(client):
+    newest = client.rows(RUNS)[0]["id"]
+    act = {"method": "POST", "url": f"{RUNS}({newest})/Microsoft.NAV.disableReplication"}
+    assert statuses(client, post(1), act, WRONG, Isolation="snapshot") == [201, 204, 404]
+    assert stored(client) == ["T1"] and client.rows(RUNS)[0]["details"] == "The migration has been disabled."
+
+
+@pytest.mark.rule("B3")
+def test_what_cannot_be_committed_is_not_reported_as_done(client, monkeypatch):
+    together = Store.together
+
+    @contextmanager
+    def failing(self, **how):
+        with together(self, **how) as whole:
+            yield whole
+            raise Transient("the store did not answer", hint="try again")
+
+    monkeypatch.setattr(Store, "together", failing)
+    answered = batch(client, post(1), post(2), Isolation="snapshot")
+    assert [item["status"] for item in answered] == [201, 503] and ROLLED_BACK in answered[0]["headers"]
+    assert answered[1]["headers"]["retry-after"]
+    assert statuses(client, post(3, "3", atomicityGroup="a"), get(RUNS, dependsOn=["a"]), Prefer="continue-on-error") == [503, 424]
+    assert stored(client) == []
+
+
+@pytest.mark.rule("B3")
+def test_a_store_that_is_away_is_told_for_the_first_item(client, monkeypatch):
+    @contextmanager
+    def away(self, **how):
+        raise Transient("the store did not answer")
+        yield
+
+    monkeypatch.setattr(Store, "together", away)
+    assert statuses(client, get(RUNS), get(MAPPINGS), Isolation="snapshot") == [503]
+
+
+@pytest.mark.rule("B3")
+def test_verbs_of_others_wait_for_the_end_of_a_transaction_and_see_what_it_did(client):
+    service, order = client.http.service, []
+
+    def other():
+        with service.verb():
+            order.append("other")
+
+    with service.store.together():
+        with service.verb() as verb:
+            verb.log("test", "together")
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.3)
+        order.append("together")
+    thread.join(20)
+    assert order == ["together", "other"]
+
+
+# ------------------------------------------------------------------ B4: dependencies and references
+
+
+@pytest.mark.rule("B4")
+def test_an_item_whose_dependency_failed_is_424(client):
+    answered = batch(client, WRONG | {"id": "1"}, get(RUNS, "2", dependsOn=["1"]), get(RUNS, "3", dependsOn=["2"]), get(RUNS, "4"),
+                     get(RUNS, "5", dependsOn=["4"]), Prefer="continue-on-error")
+    assert [item["status"] for item in answered] == [404, 424, 424, 200, 200]
+    assert "depends on '1', which has failed" in answered[1]["body"]["error"]["message"]
+
+
+@pytest.mark.rule("B4", "B3")
+def test_an_item_that_depends_on_a_group_taken_back_is_424(client):
+    answered = batch(client, post(1, "1", atomicityGroup="a"), post(1, "2", atomicityGroup="a"), get("$1", "3"),
+                     get(RUNS, "4", dependsOn=["a"]), get(RUNS, "5", dependsOn=[1]), Prefer="continue-on-error")
+    assert [item["status"] for item in answered] == [201, 409, 424, 424, 424]
+
+
+@pytest.mark.rule("B4")
+@pytest.mark.parametrize("requests", [
+    [get(RUNS, "1", dependsOn=["2"]), get(RUNS, "2")], [get(RUNS, "1", dependsOn=["1"])], [get(RUNS, "1", dependsOn=["x"])],
+    [get("$2", "1"), post(1, "2")], [get(RUNS, "1"), get(RUNS, "1")], [get(RUNS, 1), get(RUNS, "1")],
+    [get(RUNS, "1", atomicityGroup="a", dependsOn=["a"])], [get(RUNS, "a", atomicityGroup="a")],
+    [get(RUNS, atomicityGroup="a"), get(RUNS, atomicityGroup="b"), get(RUNS, atomicityGroup="a")],
+    [get(RUNS, "b", atomicityGroup="a"), get(RUNS, atomicityGroup="b")],
+    [{"method": "POST", "url": "$batch", "body": {"requests": []}}], [{"method": "POST", "url": "/api/v1.0//%24batch/?x=1"}],
+    [{"method": "GET"}], [{"url": RUNS}], [get(None)], [get(RUNS, True)], [get(RUNS, headers={"a": 1})], [get(RUNS, dependsOn="1")], [5]])
+def test_a_batch_with_broken_ids_or_nesting_is_refused_as_a_whole(full, requests):
+    assert refused(full, post(9), *requests)[:2] == (400, "BadRequest") and stored(full) == ["T"]
+
+
+@pytest.mark.rule("B4")
+@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"requests":{}}', '{"requests":null}', "[" * 100_000, '{"requests":[' * 50_000,
+                                  '{"requests":[{"method":"GET","url":"x","body":' + "[" * 100_000, b"\xff", "null"])
+def test_a_batch_that_cannot_be_read_is_refused_as_a_whole(full, body):
+    assert full.error("$batch", "POST", body=body, Content_Type="application/json")[:2] == (400, "BadRequest")
+
+
+@pytest.mark.rule("B4", "B6")
+def test_the_entity_of_an_earlier_item_is_referred_to_by_its_id(client):
+    answered = batch(
+        client, post(1, "new"), get("$new", "2"), get("$new/tableName/$value"), get("$new?$select=tableId"),
+        {"id": "5", "method": "PATCH", "url": "$new", "headers": {"If-Match": "$new"}, "body": {"tableName": "Changed"}},
+        {"method": "DELETE", "url": "$5", "headers": {"If-Match": "$5"}}, get("$5"), get("$metadata"), get("$other"))
+    assert [item["status"] for item in answered] == [201, 200, 200, 200, 200, 204, 404]
+    assert answered[1]["body"] == answered[0]["body"] and answered[2]["body"] == "T1"
+    assert answered[4]["body"]["tableName"] == "Changed" and stored(client) == []
+    assert statuses(client, get("$metadata", "metadata"), get("$other")) == [200, 404]
+
+
+def test_a_batch_does_not_answer_more_than_fits_in_memory(full, monkeypatch):
+    monkeypatch.setattr("skylift.api.batch.MOST_ANSWERED_BYTES", 30_000)
+    answered = batch(full, *[get("$metadata")] * 9)
+    assert 1 < len(answered) < 9 and [item["status"] for item in answered] == [200] * (len(answered) - 1) + [413]
+
+
+# ------------------------------------------------------------------ B6: multipart
+
+
+def http_part(request, **headers):
+    headers = {"Content-Type": "application/http", "Content-Transfer-Encoding": "binary"} | headers
+    return "".join(f"{name.replace('_', '-')}: {value}\n" for name, value in headers.items()) + f"\n{request}\n"
+
+
+def multipart(boundary, *parts):
+    return "".join(f"--{boundary}\n{part}" for part in parts) + f"--{boundary}--\n"
+
+
+def post_part(n, **headers):
+    return http_part(f"POST {MAPPINGS} HTTP/1.1\nContent-Type: application/json\n\n{json.dumps(mapping(n))}", **headers)
+
+
+def change_set(*parts):
+    return "Content-Type: multipart/mixed; boundary=inner\n\n" + multipart("inner", *parts)
+
+
+def parsed(content_type, content):
+    """The answers of a multipart as Python's own parser reads them: Content-ID, status line, body; those of a change set as a list."""
+    message = email.message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + content)
+    assert message.is_multipart() and not message.defects, message.defects
+    return [read_part(part) for part in message.get_payload()]
+
+
+def read_part(part):
+    if part.get_content_type() == "multipart/mixed":
+        assert not part.defects
+        return [read_part(inner) for inner in part.get_payload()]
+    assert part.get_content_type() == "application/http" and part["Content-Transfer-Encoding"] == "binary"
+    line, _, rest = part.get_payload(decode=True).partition(b"\r\n")
+    inner = email.message_from_bytes(rest)
+    return part["Content-ID"], line.decode(), inner.get_payload(decode=True).decode().strip()
+
+
+def send(client, text, newline="\r\n", kind="multipart/mixed; boundary=outer", **headers):
+    body = text.replace("\n", newline).encode()
+    answer = client.ask("POST", "$batch", body, Content_Type=kind, **headers)
+    assert answer.status_code == 200, answer.text
+    return parsed(answer.headers["content-type"], answer.content)
+
+
+@pytest.mark.rule("B6")
+@pytest.mark.parametrize("newline", ["\r\n", "\n"])
+@pytest.mark.parametrize("kind", ["multipart/mixed; boundary=outer", 'Multipart/Mixed;charset=utf-8; BOUNDARY="outer"'])
+def test_a_multipart_is_read_with_either_line_break_and_answered_by_one(client, newline, kind):
+    text = "preamble\n" + multipart(
+        "outer", http_part(f"GET {RUNS}?$filter=status eq 'Completed'&$top=1 HTTP/1.1\nAccept: application/json\n"),
+        change_set(post_part(1, Content_ID="1"), post_part(2, Content_ID="2")),
+        http_part("GET /api/v1.0/companies/$count HTTP/1.1\nHost: testserver\n", Content_ID="last")) + "epilogue"
+    first, changes, count = send(client, text, newline, kind, Accept="application/json")
+    assert first[:2] == (None, "HTTP/1.1 200 OK") and len(json.loads(first[2])["value"]) == 1
+    assert [change[:2] for change in changes] == [("1", "HTTP/1.1 201 Created"), ("2", "HTTP/1.1 201 Created")]
+    assert json.loads(changes[1][2])["tableName"] == "T2" and stored(client) == ["T1", "T2"]
+    assert count == ("last", "HTTP/1.1 200 OK", str(len(client.rows("companies"))))
+
+
+@pytest.mark.rule("B6", "B3")
+def test_a_change_set_that_fails_is_answered_by_one_error_and_leaves_nothing(client):
+    text = multipart("outer", post_part(1), change_set(post_part(2), post_part(2, Content_ID="x"), post_part(3)), post_part(4))
+    [made, error] = send(client, text)
+    assert made[1] == "HTTP/1.1 201 Created" and error[:2] == ("x", "HTTP/1.1 409 Conflict")
+    assert json.loads(error[2])["error"]["code"] == "Internal_EntityWithSameKeyExists" and stored(client) == ["T1"]
+    answers = send(client, text, Prefer="continue-on-error")
+    assert [answer[1] for answer in answers] == ["HTTP/1.1 409 Conflict", "HTTP/1.1 409 Conflict", "HTTP/1.1 201 Created"]
+    assert stored(client) == ["T1", "T4"]
+
+
+@pytest.mark.rule("B6")
+def test_a_content_id_is_referred_to_in_its_change_set_and_behind_it(client):
+    change = json.dumps({"tableName": "Changed"})
+    patch = f"PATCH $1 HTTP/1.1\nIf-Match: *\nContent-Type: application/json\nContent-Length: {len(change)}\n\n{change} nonsense\n"
+    text = multipart("outer", change_set(post_part(1, Content_ID="1"), http_part(patch, Content_ID="2")),
+                     change_set(post_part(2, Content_ID="1"), http_part("DELETE $1 HTTP/1.1\n", Content_ID="2")),
+                     http_part("GET $1/tableName/$value HTTP/1.1\n"))
+    [first, second, last] = send(client, text, Prefer="continue-on-error")
+    assert [answer[1] for answer in (*first, *second)] == ["HTTP/1.1 201 Created", "HTTP/1.1 200 OK", "HTTP/1.1 201 Created",
+                                                          "HTTP/1.1 204 No Content"]
+    assert last[1] == "HTTP/1.1 404 Not Found" and stored(client) == ["Changed"]
+
+
+@pytest.mark.rule("B6", "B4")
+@pytest.mark.parametrize("text", [
+    "", "--outer--\n", "--outer\n" + http_part("GET companies HTTP/1.1\n"), multipart("other", http_part("GET companies HTTP/1.1\n")),
+    multipart("outer", http_part("GET companies\n")), multipart("outer", http_part("")),
+    multipart("outer", "\n\nGET companies HTTP/1.1\n\n"),
+    multipart("outer", "Content-Type: text/plain\n\nGET companies HTTP/1.1\n\n"), multipart("outer", "nonsense\n\nGET x HTTP/1.1\n\n"),
+    multipart("outer", http_part("GET companies HTTP/1.1\nnonsense\n")),
+    multipart("outer", http_part("GET companies HTTP/1.1\n", Content_Transfer_Encoding="base64")),
+    multipart("outer", http_part("POST $batch HTTP/1.1\n")), multipart("outer", change_set(change_set(post_part(1)))),
+    multipart("outer", change_set(post_part(1, Content_ID="1"), post_part(2, Content_ID="1"))),
+    multipart("outer", post_part(1, Content_ID="1"), post_part(2, Content_ID="1")),
+    multipart("outer", http_part("GET $2 HTTP/1.1\n", Content_ID="1"), post_part(1, Content_ID="2")),
+    multipart("outer", "Content-Type: multipart/mixed\n\n--inner--\n")])
+def test_a_multipart_that_is_none_is_refused_as_a_whole(full, text):
+    for newline in ("\n", "\r\n"):
+        assert full.error("$batch", "POST", body=text.replace("\n", newline).encode(),
+                            Content_Type="multipart/mixed; boundary=outer")[:2] == (400, "BadRequest")
+    assert full.error("$batch", "POST", body=text.encode(), Content_Type="multipart/mixed")[0] == 400
+    assert stored(full) == ["T"]
+
+
+@pytest.mark.rule("B6", "B5")
+def test_a_multipart_has_a_hundred_requests_at_most(full):
+    one = http_part("GET companies/$count HTTP/1.1\n")
+    assert len(send(full, multipart("outer", *[one] * 100))) == 100
+    for text in (multipart("outer", *[one] * 101), multipart("outer", change_set(*[one] * 60), *[one] * 41),
+                 multipart("outer", change_set(*[one] * 101))):
+        assert full.error("$batch", "POST", body=text.encode(), Content_Type="multipart/mixed; boundary=outer")[0] == 413
+
+
+def test_an_empty_company_header_is_none(tmp_path):
+    client = open_client(tmp_path)
+    with client.http.service.store.write() as connection:
+        fill(connection)
+    assert statuses(client, get(RUNS, headers={"Company": ""}), get(f"{RUNS}?company=")) == [200, 200]
