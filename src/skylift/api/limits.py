@@ -34,8 +34,8 @@ class Limits:
     @asynccontextmanager
     async def turn(self, name: str) -> AsyncIterator[None]:
         """The time in which one request of user `name` runs. Raises ODataError 429 (too many, queue full) or 503 (waited too long)."""
-        user = self._users.setdefault(name, _User(asyncio.Semaphore(self.running)))
-        self._admit(user)
+        user = self._user(name)
+        self._count(user)
         if user.inside >= self.open:
             raise _too_many(f"{user.inside} requests are open already, more than can run or wait.", 1)
         user.inside += 1
@@ -56,7 +56,17 @@ class Limits:
             raise ODataError(503, "Internal_TenantUnavailable", "The request has waited too long for its turn.",
                              {"Retry-After": "1"}) from None
 
-    def _admit(self, user: _User) -> None:
+    def admit(self, name: str) -> None:
+        """Count a request of user `name` that needs no turn. Raises ODataError 429."""
+        self._count(self._user(name))
+
+    def _user(self, name: str) -> _User:
+        user = self._users.get(name)
+        if user is None:
+            user = self._users[name] = _User(asyncio.Semaphore(self.running))
+        return user
+
+    def _count(self, user: _User) -> None:
         now = self.clock()
         while user.times and user.times[0] <= now - self.window_s:
             user.times.popleft()

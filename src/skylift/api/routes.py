@@ -12,7 +12,6 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from skylift.api import batch, negotiate, writing
@@ -22,6 +21,7 @@ from skylift.api.limits import Limits
 from skylift.api.metadata import metadata_document, service_document
 from skylift.api.parse import Options, parse_options
 from skylift.api.reading import Reader
+from skylift.api.remembered import Remembered
 from skylift.api.render import Shape, etag, key_text, plain_text, to_json, value_of
 from skylift.api.resolve import Resource, both, count_rows, resolve
 from skylift.api.urls import Url, parse_url
@@ -60,20 +60,23 @@ class Api:
         self.service = service
         self.sign_in = SignIn(service)
         self.limits = Limits(service.settings)
+        self.remembered = Remembered(service.store.version, self.limits.admit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         answer: Answer | Exception
         try:
-            answer = await self._answer(request)
+            answer = await self.remembered.answer(scope, partial(self._answer, request))
         except ClientDisconnect:
             return
         except Exception as error:
             answer = error
         answer = finish(answer, request.method, scope["path"])
-        await Response(answer.body, answer.status, answer.headers)(scope, receive, send)
+        await send({"type": "http.response.start", "status": answer.status, "headers": _encoded(answer)})
+        await send({"type": "http.response.body", "body": answer.body})
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request) -> tuple[Answer, str]:
+        """The answer, and as whose request it counts."""
         try:
             base = f"{request.base_url.scheme}://{request.base_url.netloc}"
         except ValueError:
@@ -86,7 +89,8 @@ class Api:
         caller = await run_in_threadpool(self._authenticate, credentials[0] if len(credentials) == 1 else "", url.on_premises)
         async with self.limits.turn(str(caller.id)):
             body = await self._body(request)
-            return await run_in_threadpool(serve, self.service.as_actor(caller.name), caller, request.method, url, headers, body)
+            service = self.service.as_actor(caller.name)
+            return await run_in_threadpool(serve, service, caller, request.method, url, headers, body), str(caller.id)
 
     def _authenticate(self, authorization: str, on_premises: bool) -> Caller:
         caller = self.sign_in.caller(authorization, on_premises)
@@ -108,6 +112,14 @@ class Api:
             if len(body) > most:
                 raise too_large
         return bytes(body)
+
+
+def _encoded(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """Headers as ASGI sends them; those without a length get one, except where HTTP forbids it."""
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    if answer.status not in (204, 304) and "Content-Length" not in answer.headers:
+        headers.append((b"content-length", str(len(answer.body)).encode()))
+    return headers
 
 
 # ------------------------------------------------------------------ one request, in the order of X2

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,24 @@ class Store:
         self._readers = engine
         self._writers = engine.execution_options(skylift_writes=True)
         self._thread = threading.local()
+        # SQLite lets one writer in at a time and makes the others poll; threads of this process wait for each other here instead.
+        self._turn = threading.RLock() if engine.dialect.name == "sqlite" else nullcontext()
+        self._watch: sqlite3.Connection | None = None
+
+    def version(self) -> int | None:
+        """A number that is another one whenever anybody has committed a change since; None where that cannot be told cheaply.
+
+        Source: https://www.sqlite.org/pragma.html#pragma_data_version. Only for one thread, such as that of an event loop.
+        """
+        if self._readers.dialect.name != "sqlite":
+            return None
+        if self._watch is None:
+            path = Path(str(self._readers.url.database)).absolute()
+            self._watch = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        try:
+            return int(self._watch.execute("pragma data_version").fetchone()[0])
+        except sqlite3.OperationalError:               # busy, for a moment
+            return None
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -52,7 +70,7 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that may write, committed at the end of the block. On SQLite it holds the one write lock throughout."""
-        with self._transaction(self._writers) as connection:
+        with self._turn, self._transaction(self._writers) as connection:
             yield connection
 
     @contextmanager
@@ -68,7 +86,7 @@ class Store:
         engine = self._writers if writes else self._readers
         if engine.dialect.name == "postgresql":
             engine = engine.execution_options(isolation_level="REPEATABLE READ", skylift_alone=writes)
-        with _told(), engine.connect() as connection:
+        with self._turn if writes else nullcontext(), _told(), engine.connect() as connection:
             self._thread.together = together = Together(connection)
             try:
                 yield together
@@ -103,6 +121,8 @@ class Store:
 
     def close(self) -> None:
         self._readers.dispose()
+        if self._watch is not None:
+            self._watch.close()
 
 
 def open_store(url: str) -> Store:
