@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ENTRIES = "G_L Entry$437dbf0e-84ff-417a-965d-ed2bb9650972"
-LOADS = {"status": "newest run ($orderby=startTime desc&$top=1)", "details": "100 details, filtered and ordered", "patch": "PATCH of a company",
-         "metadata": "$metadata"}
+LOADS = {"status": "newest run ($orderby=startTime desc&$top=1)", "details": "100 details, filtered and ordered",
+         "patch": "PATCH of a company", "metadata": "$metadata"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
