@@ -162,7 +162,7 @@ class Target(Protocol):
 
 
 _SOURCES = {"sqlite": "skylift.connectors.sqlite"}
-_TARGETS = {"duckdb": "skylift.connectors.duckdb"}
+_TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake"}
 
 
 def open_source(url: str, losses: Losses | None = None) -> Source:

@@ -171,7 +171,7 @@ def _lanes(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
 def _canonical(column: pa.Array) -> pa.Array:
     """The column as int64-wide words, decimal128 or (large_)binary, without copying where it already is."""
     kind = column.type
-    if isinstance(kind, pa.ExtensionType):
+    if isinstance(kind, pa.BaseExtensionType):     # pa.uuid() is one, and no pa.ExtensionType
         return _canonical(column.storage)
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return column.view(pa.binary())

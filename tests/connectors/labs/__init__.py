@@ -77,7 +77,8 @@ class Altering:
 
 
 from tests.connectors.labs.duckdb import DuckDBLab  # noqa: E402
+from tests.connectors.labs.parquet import ParquetLab  # noqa: E402
 from tests.connectors.labs.sqlite import SqliteLab  # noqa: E402
 
 SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab}
-TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab}
+TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab}
