@@ -29,6 +29,7 @@ from skylift.connectors.lake_log import DataFile, LakeTable, Log, Patch, patch_o
 from skylift.connectors.lake_names import HIDDEN, folder_of
 from skylift.connectors.lake_store import STAGING, Folder, staged
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed
+from skylift.losses import Losses
 from skylift.model import ARROW, Digest, Table, TargetName
 
 CHUNK_ROWS = 131_072              # one file and one row group; DuckDB, Spark and others read such in parallel
@@ -59,6 +60,7 @@ class LakeTarget:
     max_name_bytes = 1 << 16
     chunk_rows = CHUNK_ROWS
     formats = (ARROW,)
+    losses: Losses
 
     def __init__(self, store: Any, form: Form) -> None:
         self._store = store
@@ -69,6 +71,9 @@ class LakeTarget:
     def close(self) -> None:
         self._log.close()
         self._store.close()
+
+    def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
+        return batch                                   # every value of a type that is stored at all
 
     @contextmanager
     def transaction(self) -> Iterator[LakeTransaction]:
