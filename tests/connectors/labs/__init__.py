@@ -7,6 +7,7 @@ A later connector joins every test of the conformance suite by one more entry in
     execute(*statements)     all in one transaction; a tuple is (statement with ? marks, rows)
     ddl(name, columns, key)  `create table`, from the abstract types of TYPES
     put(name, key, row)      a (statement, rows) that inserts a row, or replaces the one with its key (and whatever else is in its way)
+    fetch(sql)               rows of a query, as the database's own driver hands them out
     rows(name)               Counter of the table's rows as `plain` values; a target's also takes the schema
     names()                  tables of a target's default schema
 

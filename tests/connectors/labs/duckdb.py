@@ -15,6 +15,12 @@ class DuckDBLab:
         self.path = folder / "target.duckdb"
         self.url = f"duckdb:///{self.path}"
 
+    name = staticmethod(quote)
+
+    def fetch(self, sql: str) -> list[tuple]:
+        with duckdb.connect(str(self.path), read_only=True) as connection:
+            return connection.execute(sql).fetchall()
+
     def rows(self, name: str, schema: str = "main") -> Counter:
         with duckdb.connect(str(self.path), read_only=True) as connection:
             return plain(connection.execute(f"select * from {quote(schema)}.{quote(name)}").fetchall())

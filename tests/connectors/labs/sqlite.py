@@ -53,6 +53,10 @@ class SqliteLab:
         """REPLACE over a second unique index deletes rows without telling delete triggers."""
         return f"insert or replace into {quote(name)} values ({','.join('?' * len(row))})", [row]
 
+    def fetch(self, sql: str) -> list[tuple]:
+        with closing(sqlite3.connect(self.path, timeout=30)) as connection:
+            return connection.execute(sql).fetchall()
+
     def rows(self, name: str) -> Counter:
         """SQLite keeps decimals and times as text: read as what they were declared as."""
         with closing(sqlite3.connect(self.path, timeout=30)) as connection:
