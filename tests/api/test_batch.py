@@ -103,12 +103,12 @@ def test_ids_are_answered_as_they_were_sent_and_may_be_missing(full):
 @pytest.mark.rule("B1")
 def test_the_url_of_an_item_is_relative_path_absolute_or_absolute(full):
     company = f"companies({number(901)})/{RUNS}?$top=1"
-    for url in (company, f"/api/v1.0/{company}", f"http://testserver/api/v1.0/{company}", f"/BC/api/v1.0//{company}"):
+    for url in (company, f"/{company}", f"/api/v1.0/{company}", f"http://testserver/api/v1.0/{company}", f"/BC/api/v1.0//{company}"):
         [item] = batch(full, get(url))
         assert item["status"] == 200 and f"/$metadata#companies({number(901)})/{RUNS}" in item["body"]["@odata.context"], url
     [item] = batch(full, get("http://elsewhere/api/v1.0/companies"))
     assert item["status"] == 400 and "leads to another host, 'elsewhere'" in item["body"]["error"]["message"]
-    assert statuses(full, get("/companies")) == [404]
+    assert statuses(full, get("/nothing/companies")) == [404]
     [item] = batch(full, get("/v2.0/prod/api/v1.0/companies"))
     assert item["status"] == 400 and "another service, 'http://testserver/v2.0/prod/api/v1.0'" in item["body"]["error"]["message"]
     [item] = batch(full, get(f"{RUNS}?$filter=details eq '\u20ac'"))

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from skylift.api.answer import Answer, finish
 from skylift.api.batch_formats import Item, read_json, read_multipart, write_json, write_multipart
-from skylift.api.errors import ODataError, bad_request, unknown_segment
+from skylift.api.errors import ODataError, bad_request
 from skylift.api.negotiate import read_preferences
 from skylift.api.urls import Url, parse_url
 from skylift.api.writing import is_json, media_type
@@ -186,8 +186,9 @@ class _Batch:
     def _url(self, item: Item, reference: re.Match[str] | None) -> Url:
         path, _, query = self._path(item, reference).partition("?")
         url = parse_url(self.base, path.encode(), query.encode())
-        if url is None:
-            raise unknown_segment(path.strip("/").partition("/")[0])
+        if url is None:                                      # shipped clients write /companies and mean it relative to the root
+            url = parse_url(self.base, f"{self.root}/{path}".encode(), query.encode())
+        assert url is not None
         if url.on_premises != self.on_premises:              # Basic authentication is allowed under one kind of root only (N2)
             raise bad_request(f"The URL leads to another service, '{url.root}'.", "BadRequest_InvalidRequestUrl")
         if self.version is not None and "$schemaversion" not in url.options:

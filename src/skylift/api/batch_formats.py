@@ -220,13 +220,13 @@ def _part_item(part: dict[str, str], content: bytes, group: str = "") -> Item:
 
 def write_multipart(answered: Iterable[tuple[Item, Answer]]) -> tuple[str, bytes]:
     """Content type and body of the answer; a change set that failed is answered by its one error (B6)."""
-    boundary = f"batch_{uuid4()}"
+    boundary = f"batchresponse_{uuid4()}"
     parts: list[bytes] = []
     for group, members in groupby(answered, key=lambda pair: pair[0].group):
         pairs = list(members)
         failed = [pair for pair in pairs if pair[1].status >= 400]
         if group and not failed:
-            inner = f"changeset_{uuid4()}"
+            inner = f"changesetresponse_{uuid4()}"
             parts.append(f"Content-Type: multipart/mixed; boundary={inner}\r\n\r\n".encode()
                          + _multipart(inner, (_answer_part(*pair) for pair in pairs)))
         else:
