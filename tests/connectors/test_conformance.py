@@ -44,9 +44,9 @@ EDGES = {
 }
 
 
-def edge_rows():
-    """Decimals and times as text: every database takes them so."""
-    for i, (column, value) in enumerate((c, v) for c, values in EDGES.items() for v in values):
+def edge_rows(*labs):
+    """Decimals and times as text: every database takes them so. What one of the labs lacks is left out."""
+    for i, (column, value) in enumerate((c, v) for c, values in EDGES.items() for v in values if not any(lab.lacks(v) for lab in labs)):
         row = {"no": f"É{i % 3}", "line": i, **{c: values[0] for c, values in EDGES.items()}, "note": "", "data": b"", column: value}
         yield tuple(row[c] for c in ITEM)
 
@@ -67,7 +67,7 @@ def successful(results):
 
 def test_every_boundary_value_arrives_as_it_was(source, target):
     name = 'G/L "Entry"%[1]'
-    source.execute(source.ddl(name, ITEM, KEY), insert(name, edge_rows()))
+    source.execute(source.ddl(name, ITEM, KEY), insert(name, edge_rows(source, target)))
 
     results = migrate(source.url, target.url, "c1")
 

@@ -34,4 +34,6 @@ SOURCES: dict[str, Dialect] = {
 TARGETS: dict[str, Dialect] = {
     "duckdb": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::varchar"),
                            "datetime with offset": "({v} at time zone 'UTC')::varchar"}),
+    "postgres": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::text"),
+                             "datetime with offset": "({v} at time zone 'UTC')::text"}),
 }

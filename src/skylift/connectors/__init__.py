@@ -162,7 +162,8 @@ class Target(Protocol):
 
 
 _SOURCES = {"sqlite": "skylift.connectors.sqlite"}
-_TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake"}
+_TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake",
+            "postgresql": "skylift.connectors.postgres_target"}
 
 
 def open_source(url: str, losses: Losses | None = None) -> Source:

@@ -6,7 +6,6 @@ No primary keys are built: DuckDB's ART indexes must fit in memory and slow bulk
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,9 +16,10 @@ import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, CopyPlan, TableState
+from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
-from skylift.model import ARROW, Digest, Table, TargetName, Watermark
+from skylift.model import ARROW, Digest, Table, TargetName
 
 MEMORY = "150MB"                  # DuckDB's own buffers; above it DuckDB spills beside the file
 READ_ROWS = 16_384
@@ -100,17 +100,17 @@ class DuckDBTarget:
 
     def states(self) -> dict[TargetName, TableState]:
         rows = self._rows("select schema_name, table_name, rows, digest, watermark, columns from _skylift_tables")
-        return {TargetName(schema, table): TableState(_digest(count, digest), _watermark(mark), columns)
+        return {TargetName(schema, table): TableState(digest_of(count, digest), mark_of(mark), columns)
                 for schema, table, count, digest, mark, columns in rows}
 
     def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:
         rows = self._rows("select schema_name, table_name, watermark, ranges from _skylift_copies where copy_id = ?", copy_id)
-        return {TargetName(schema, table): CopyPlan(_watermark(mark), ranges) for schema, table, mark, ranges in rows}
+        return {TargetName(schema, table): CopyPlan(mark_of(mark), ranges) for schema, table, mark, ranges in rows}
 
     def chunks_done(self, build: TargetName, copy_id: str) -> dict[int, Digest]:
         rows = self._rows("select chunk_id, rows, digest from _skylift_ledger where schema_name = ? and table_name = ? and copy_id = ?",
                           build.schema, build.table, copy_id)
-        return {chunk: _digest(count, digest) for chunk, count, digest in rows}
+        return {chunk: digest_of(count, digest) for chunk, count, digest in rows}
 
     def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
         schema = table.schema
@@ -224,7 +224,7 @@ class DuckDBTransaction:
 
     def begin_copy(self, build: TargetName, copy_id: str, plan: CopyPlan) -> None:
         self._cursor.execute("insert into _skylift_copies values (?, ?, ?, ?, ?)",
-                             [build.schema, build.table, copy_id, _text(plan.watermark), plan.ranges])
+                             [build.schema, build.table, copy_id, mark_text(plan.watermark), plan.ranges])
 
     def chunk_done(self, build: TargetName, copy_id: str, chunk: int, digest: Digest) -> None:
         self._cursor.execute("insert into _skylift_ledger (schema_name, table_name, copy_id, chunk_id, rows, digest)"
@@ -238,7 +238,7 @@ class DuckDBTransaction:
         rows = pa.table({
             "schema_name": [n.schema for n in states], "table_name": [n.table for n in states],
             "rows": [s.digest.rows for s in states.values()], "digest": [str(s.digest) for s in states.values()],
-            "watermark": [_text(s.watermark) for s in states.values()], "columns": [s.columns for s in states.values()]})
+            "watermark": [mark_text(s.watermark) for s in states.values()], "columns": [s.columns for s in states.values()]})
         self._cursor.register("_skylift_states", rows)
         self._cursor.execute("delete from _skylift_tables t using _skylift_states s"
                              " where t.schema_name = s.schema_name and t.table_name = s.table_name")
@@ -266,18 +266,6 @@ def _table(name: TargetName) -> str:
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(map(quote, schema.names))
-
-
-def _text(mark: Watermark) -> str:
-    return json.dumps([mark.feed, mark.position, mark.incarnation])
-
-
-def _watermark(text: str) -> Watermark:
-    return Watermark(*json.loads(text))
-
-
-def _digest(rows: int, text: str) -> Digest:
-    return Digest(rows, int(text[16:], 16), int(text[:16], 16))
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import psycopg
 import pyarrow as pa
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
 from sqlalchemy.engine import URL
 
 from skylift.connectors.sql import fit, quote
@@ -116,10 +117,12 @@ def _connect_error(url: URL, error: psycopg.Error) -> SkyliftError:
 
 
 class Connections:
-    """A pool, grown as threads ask. A connection that saw an error is closed, not given back."""
+    """A pool, grown as threads ask. A connection that is left in the middle of something is closed, not given back."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, settings: str = "") -> None:
+        """`settings`: statements for each new connection."""
         self.url = url
+        self._settings = settings
         self._idle: list[psycopg.Connection] = []
         self._used = 0
         self._closed = False
@@ -130,11 +133,10 @@ class Connections:
         connection = self._take()
         try:
             yield connection
-        except BaseException:
-            connection.close()                     # ends whatever was under way, at once
-            self._give_back(None)
-            raise
-        self._give_back(connection)
+        finally:
+            if connection.info.transaction_status != TransactionStatus.IDLE:
+                connection.close()                 # ends whatever was under way, at once
+            self._give_back(connection)
 
     def _take(self) -> psycopg.Connection:
         with self._changed:
@@ -154,7 +156,10 @@ class Connections:
         until = time.monotonic() + RECONNECT_S
         while True:
             try:
-                return connect(self.url)
+                connection = connect(self.url)
+                if self._settings:
+                    connection.execute(self._settings)
+                return connection
             except Transient as error:
                 if error.code == "ConnectionLimit":
                     with self._changed:
@@ -202,7 +207,8 @@ def explained(error: psycopg.Error, url: URL, table: str = "") -> SkyliftError:
     text = ". ".join(filter(None, (_first_line(error), error.diag.message_detail)))
     if not state and isinstance(error, psycopg.DataError):
         return ValueRefused(f"{place}: {text}")
-    if not state or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "57P05"):
+    lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state
+    if lost or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "57P05"):
         return Transient(f"{where(url)}: the connection was lost: {text}", hint="it is tried again")
     if state in ("40001", "40P01", "55P03", "55006"):
         return Transient(f"{place}: {text}", hint="it is tried again")

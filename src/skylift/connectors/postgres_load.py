@@ -100,6 +100,19 @@ def _changed(loss: str, hit: pa.Array, changed: pa.Array, i: int, batch: pa.Reco
     return changed
 
 
+def held(keys: pa.Table, losses: Losses) -> pa.Table:
+    """Those of the source's keys that a row in PostgreSQL can have, as it has them (fit); none of the others is there to be found."""
+    for i, field in enumerate(keys.schema):
+        if pa.types.is_string(field.type) and any(map(_has_nul, keys.column(i).chunks)):
+            found = pc.find_substring(keys.column(i), "\0")
+            keys = keys.filter(pc.less(found, 0)) if "nul" not in losses.accepted else keys.set_column(
+                i, field, pc.replace_substring(keys.column(i), "\0", ""))
+        elif field.type == pa.timestamp("ns"):
+            whole = pc.floor_temporal(keys.column(i), unit="microsecond")
+            keys = keys.filter(pc.equal(whole, keys.column(i))) if "ticks" not in losses.accepted else keys.set_column(i, field, whole)
+    return keys.group_by(keys.column_names).aggregate([]) if losses.accepted and len(keys) else keys
+
+
 def _has_nul(column: pa.Array) -> bool:
     """Whether any byte of the text is 0: one pass over the buffer, a tenth of what looking into each value takes."""
     data, ends = _bytes_of(column)

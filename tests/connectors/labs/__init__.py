@@ -10,6 +10,7 @@ A later connector joins every test of the conformance suite by one more entry in
     fetch(sql)               rows of a query, as the database's own driver hands them out
     rows(name)               Counter of the table's rows as `plain` values; a target's also takes the schema
     names()                  tables of a target's default schema
+    lacks(value)             whether the database cannot hold it, whatever the column
 
 Statements of the suite quote names with double quotes, so a lab of another dialect switches that on.
 """
@@ -79,7 +80,8 @@ class Altering:
 
 from tests.connectors.labs.duckdb import DuckDBLab  # noqa: E402
 from tests.connectors.labs.parquet import ParquetLab  # noqa: E402
+from tests.connectors.labs.postgres import PostgresTargetLab  # noqa: E402
 from tests.connectors.labs.sqlite import SqliteLab  # noqa: E402
 
 SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab}
-TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab}
+TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "postgres": PostgresTargetLab}

@@ -21,6 +21,9 @@ class DuckDBLab:
         with duckdb.connect(str(self.path), read_only=True) as connection:
             return connection.execute(sql).fetchall()
 
+    def lacks(self, value: object) -> bool:
+        return False
+
     def rows(self, name: str, schema: str = "main") -> Counter:
         with duckdb.connect(str(self.path), read_only=True) as connection:
             return plain(connection.execute(f"select * from {quote(schema)}.{quote(name)}").fetchall())

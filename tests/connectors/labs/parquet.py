@@ -16,6 +16,9 @@ class ParquetLab:
         self.path = folder / "lake"
         self.url = f"parquet:///{self.path}"
 
+    def lacks(self, value: object) -> bool:
+        return False
+
     def rows(self, name: str, schema: str = "main") -> Counter:
         files = f"{self.path}/{escape(schema)}/{escape(name)}/*.parquet"
         with duckdb.connect() as connection:

@@ -57,6 +57,9 @@ class SqliteLab:
         with closing(sqlite3.connect(self.path, timeout=30)) as connection:
             return connection.execute(sql).fetchall()
 
+    def lacks(self, value: object) -> bool:
+        return False
+
     def rows(self, name: str) -> Counter:
         """SQLite keeps decimals and times as text: read as what they were declared as."""
         with closing(sqlite3.connect(self.path, timeout=30)) as connection:
