@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -115,6 +116,46 @@ def test_a_copy_that_stops_after_two_chunks_loads_only_the_others_when_called_ag
 
     assert last.status is TableStatus.SUCCESSFUL and len(loaded) < 4
     assert target.rows("big") == source.rows("big")
+
+
+class LosingItsConnection:
+    """A target whose connection is lost in every other commit: after the transaction has happened, but before anybody is told."""
+
+    def __init__(self, target):
+        self._target, self.lost = target, 0
+
+    def __getattr__(self, name):
+        return getattr(self._target, name)
+
+    @contextmanager
+    def transaction(self):
+        with self._target.transaction() as transaction:
+            yield transaction
+        self.lost += 1
+        if self.lost % 2:
+            raise Transient("the connection was lost while a transaction was committed")
+
+
+def test_a_commit_that_is_not_told_is_not_done_twice(source, target, monkeypatch):
+    monkeypatch.setattr("skylift.connectors.duckdb.DuckDBTarget.chunk_rows", 500)
+    fill(source, tables=2)
+    names = ["big", "keyless", "small0", "small1"]
+
+    results = migrate(source.url, target.url, "c1", through=LosingItsConnection)
+
+    assert set(successful(results)) == set(names)
+    assert {name: results[name].digest.rows for name in names} == {"big": 12_000, "keyless": 7, "small0": 40, "small1": 40}
+    for name in names:
+        assert target.rows(name) == source.rows(name)
+
+    source.execute("delete from big where line < 100", "update small0 set name = 'new'", insert("small1", simple(40, 5)))
+    results = migrate(source.url, target.url, "c2", through=LosingItsConnection)
+
+    assert successful(results) == {"big": "incremental", "keyless": "unchanged", "small0": "incremental", "small1": "incremental"}
+    assert {name: results[name].digest.rows for name in names} == {"big": 11_900, "keyless": 7, "small0": 40, "small1": 45}
+    assert successful(migrate(source.url, target.url, "c3")) == dict.fromkeys(names, "unchanged")
+    for name in names:
+        assert target.rows(name) == source.rows(name)
 
 
 def test_rows_edited_during_the_copy_arrive_as_the_source_ends(source, target, monkeypatch):

@@ -134,9 +134,10 @@ class Connections:
         try:
             yield connection
         finally:
+            lost = connection.broken
             if connection.info.transaction_status != TransactionStatus.IDLE:
                 connection.close()                 # ends whatever was under way, at once
-            self._give_back(connection)
+            self._give_back(connection, lost)
 
     def _take(self) -> psycopg.Connection:
         with self._changed:
@@ -174,20 +175,23 @@ class Connections:
                     raise TargetFailed(error.message, hint=error.hint) from None
                 time.sleep(0.5)
 
-    def _give_back(self, connection: psycopg.Connection | None) -> None:
+    def _give_back(self, connection: psycopg.Connection | None, lost: bool = False) -> None:
         with self._changed:
             self._used -= 1
-            if connection and not connection.closed and not self._closed:
+            if connection and not connection.closed:
                 self._idle.append(connection)
-            elif connection:
-                connection.close()
+            if lost or self._closed:               # with one connection all are lost that were opened to the same server before
+                self._close_idle()
             self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            while self._idle:
-                self._idle.pop().close()
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
 
 # ------------------------------------------------------------------ errors

@@ -227,8 +227,11 @@ class PostgresTransaction:
                       [build.schema, build.table, copy_id, mark_text(plan.watermark), plan.ranges, key])
 
     def chunk_done(self, build: TargetName, copy_id: str, chunk: int, digest: Digest) -> None:
-        self._execute("insert into public._skylift_ledger (schema_name, table_name, copy_id, chunk_id, rows, digest)"
-                      " values (%s, %s, %s, %s, %s, %s)", [build.schema, build.table, copy_id, chunk, digest.rows, str(digest)])
+        try:
+            self._execute("insert into public._skylift_ledger (schema_name, table_name, copy_id, chunk_id, rows, digest)"
+                          " values (%s, %s, %s, %s, %s, %s)", [build.schema, build.table, copy_id, chunk, digest.rows, str(digest)])
+        except pg.UniqueViolation:                 # by a connection that was given up for lost, and was not
+            raise Transient(f"{build}: chunk {chunk} has arrived by another connection", hint="it is looked up again") from None
 
     def end_copy(self, build: TargetName) -> None:
         self._forget([build], "_skylift_copies", "_skylift_ledger")

@@ -5,7 +5,8 @@
     changed rows   one transaction: delete the touched keys, insert their rows, read back and compare, ledger
     no feed        hash both sides (engine/buckets.py), then one transaction for the rows of the buckets that differ
 
-Nothing here is undone by hand: a step that is stopped anywhere has not happened, and calling it again does it.
+Nothing here is undone by hand: a step that is stopped anywhere has not happened, and calling it again does it. Nor is one done twice:
+where the connection is lost in a commit, only the target knows whether it happened, so a step that is called again looks there first.
 """
 
 from __future__ import annotations
@@ -101,8 +102,10 @@ class Copier:
         return plan, [chunk for chunk in chunks if chunk.id not in loaded]
 
     def copy_chunk(self, task: CopyTask, chunk: Chunk) -> tuple[int, int]:
-        """Load one chunk; returns its rows and Arrow bytes. Rows and ledger row are one transaction."""
+        """Load one chunk unless it has arrived; returns its rows and Arrow bytes. Rows and ledger row are one transaction."""
         build = build_name(task.target)
+        if arrived := self.target.chunks_done(build, self.copy_id).get(chunk.id):
+            return arrived.rows, 0
         with self.target.transaction() as t:
             stream = HashedStream(self._fitted(task.table, self.source.read(task.table, chunk.keys)))
             t.insert(build, task.table, stream)
@@ -112,6 +115,10 @@ class Copier:
     def finish(self, task: CopyTask, plan: CopyPlan, workers: int) -> Progress:
         """Read the build table back, compare, apply what changed meanwhile, swap it in: readers see all of it or nothing."""
         build, table = build_name(task.target), task.table
+        if build not in self.target.copies(self.copy_id):
+            state = self.target.states()[task.target]
+            return Progress(task, TableStatus.SUCCESSFUL, rows=state.digest.rows, mode="full", total_rows=state.digest.rows,
+                            digest=state.digest, watermark=state.watermark)
         expected = sum(self.target.chunks_done(build, self.copy_id).values(), Digest())
         if self.verify:
             parts = self.target.read_parts(build, table, workers)

@@ -134,20 +134,29 @@ class _Work:
         """The feed holds nothing for these tables: only their watermarks move on, all in one transaction."""
         if not pairs:
             return
-        with self.copier.target.transaction() as t:
-            t.set_states({task.target: replace(state, watermark=self._watermarks[task.table.path]) for task, state in pairs})
+
+        def keep() -> None:
+            with self.copier.target.transaction() as t:
+                t.set_states({task.target: replace(state, watermark=self._watermarks[task.table.path]) for task, state in pairs})
+
+        self._patiently(keep)
         for task, state in pairs:
             rows = state.digest.rows
             self.results.put(Progress(task, TableStatus.SUCCESSFUL, total_rows=rows, mode="unchanged", digest=state.digest,
                                       watermark=self._watermarks[task.table.path]))
 
     def _incremental(self, task: CopyTask, state: TableState) -> None:
-        self._changed(task, state, lambda: self.copier.apply(task, state))
+        self._changed(task, state, lambda state: self.copier.apply(task, state))
 
-    def _changed(self, task: CopyTask, state: TableState, step: Callable[[], Progress]) -> None:
+    def _changed(self, task: CopyTask, state: TableState, step: Callable[[TableState], Progress]) -> None:
         self.results.put(Progress(task, TableStatus.IN_PROGRESS, total_rows=state.digest.rows, mode="incremental"))
+        known: list[TableState] = [state]
+
+        def attempt() -> Progress:                      # again: with what the target says by then
+            return step(known.pop() if known else self.copier.target.states()[task.target])
+
         try:
-            progress = self._patiently(step)
+            progress = self._patiently(attempt)
         except SourceChanged as error:                  # the feed cannot do it: copy whole, and say so
             self._reasons[task.target] = error.message
             self._track([task.table])
@@ -160,7 +169,7 @@ class _Work:
 
     def _sweep(self, task: CopyTask, state: TableState) -> None:
         copier, watermark = self.copier, self._watermarks[task.table.path]
-        self._changed(task, state, lambda: copier.sweep(
+        self._changed(task, state, lambda state: copier.sweep(
             replace(task, table=copier.source.measure(task.table)), state, watermark, self.workers))
 
     def _measure(self, tasks: list[CopyTask]) -> None:
