@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -18,13 +19,27 @@ class Dialect:
         return self.reads.get(kind, self.default_read).format(v='"v"')
 
     def takes(self, kind: str, value: Any) -> Any:
+        """`value` as a statement's parameter."""
         return value
+
+
+class MySql(Dialect):
+    """MariaDB takes no offset; sessions of the lab are in UTC."""
+
+    def takes(self, kind: str, value: Any) -> Any:
+        return datetime.fromisoformat(value).astimezone(UTC).replace(tzinfo=None).isoformat(" ") if kind == "datetime with offset" else value
 
 
 _TIMES = ("date", "datetime", "datetime with offset", "time")
 _NUMBERS = ("decimal(38,20)", "decimal(18,2)", "numeric")
 
 SOURCES: dict[str, Dialect] = {
+    "mysql": MySql(
+        {"boolean": "BIT(1)", "int16": "SMALLINT", "int32": "INT", "int64": "BIGINT", "uint8": "TINYINT UNSIGNED", "uint64": "BIGINT UNSIGNED",
+         "decimal(38,20)": "DECIMAL(38,20)", "decimal(18,2)": "DECIMAL(18,2)", "numeric": "DECIMAL(65,30)", "float32": "FLOAT",
+         "float64": "DOUBLE", "text": "LONGTEXT", "binary": "LONGBLOB", "date": "DATE", "datetime": "DATETIME(6)",
+         "datetime with offset": "TIMESTAMP(6)", "time": "TIME(6)", "guid": "CHAR(36)", "json": "JSON"},
+        {**dict.fromkeys(_TIMES, "cast({v} as char)"), "boolean": "{v} + 0", "float32": "{v} * 1e0"}),
     "sqlite": Dialect(
         {"boolean": "BOOLEAN", "int16": "SMALLINT", "int32": "INT", "int64": "INTEGER", "decimal(38,20)": "DECIMALTEXT(38,20)",
          "decimal(18,2)": "DECIMALTEXT(18,2)", "numeric": "NUMERICTEXT", "float64": "DOUBLE", "text": "NTEXT", "binary": "BLOB",

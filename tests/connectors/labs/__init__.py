@@ -79,9 +79,10 @@ class Altering:
 
 
 from tests.connectors.labs.duckdb import DuckDBLab  # noqa: E402
+from tests.connectors.labs.mysql import MySqlLab  # noqa: E402
 from tests.connectors.labs.parquet import ParquetLab  # noqa: E402
 from tests.connectors.labs.postgres import PostgresTargetLab  # noqa: E402
 from tests.connectors.labs.sqlite import SqliteLab  # noqa: E402
 
-SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab}
+SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab, "mysql": MySqlLab}
 TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "postgres": PostgresTargetLab}

@@ -1,0 +1,97 @@
+"""Connections shared by the threads of a run: grown as they ask, one thread at a time each."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+from skylift.errors import SetupError, Transient
+
+RECONNECT_S = 20                   # how long a server that has been there may be away: restarted, failed over
+CONNECTION_WAIT_S = 60             # how long to wait for another thread's connection where the server grants no more
+LIMIT = "ConnectionLimit"          # code of the Transient that `connect` raises there
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
+class Pool(Generic[C]):
+    """What `connect` opens. A connection that saw an error is closed, not given back."""
+
+    def __init__(self, connect: Callable[[], C]) -> None:
+        """Opens the first connection, whose error says what is wrong with the URL."""
+        self._connect = connect
+        self._idle = [connect()]
+        self._used = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def connection(self) -> Iterator[C]:
+        connection = self._take()
+        try:
+            yield connection
+        except BaseException as error:
+            connection.close()                     # ends whatever was under way, at once
+            if isinstance(error, Transient):
+                self._close_idle()                 # a server that was restarted has ended them all
+            self._give_back(None)
+            raise
+        self._give_back(connection)
+
+    def _take(self) -> C:
+        with self._changed:
+            if self._closed:
+                raise Transient("the connection has been closed")
+            self._used += 1
+            if self._idle:
+                return self._idle.pop()
+        try:
+            return self._open()
+        except BaseException:
+            self._give_back(None)
+            raise
+
+    def _open(self) -> C:
+        """Waits for a server that is restarted, and for another thread's connection where the server grants no more."""
+        until = time.monotonic() + RECONNECT_S
+        while True:
+            try:
+                return self._connect()
+            except Transient as error:
+                if error.code == LIMIT:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._idle or self._used == 1, CONNECTION_WAIT_S)
+                        if self._idle:
+                            return self._idle.pop()
+                if time.monotonic() > until:
+                    raise
+            except SetupError as error:            # it has been reached before with the same URL
+                if time.monotonic() > until:
+                    raise Transient(error.message, hint=error.hint) from None
+            time.sleep(0.5)
+
+    def _give_back(self, connection: C | None) -> None:
+        with self._changed:
+            self._used -= 1
+            if connection and not self._closed:
+                self._idle.append(connection)
+            elif connection:
+                connection.close()
+            self._changed.notify_all()
+
+    def _close_idle(self) -> None:
+        with self._changed:
+            while self._idle:
+                self._idle.pop().close()
+
+    def close(self) -> None:
+        self._closed = True
+        self._close_idle()
