@@ -27,7 +27,7 @@ class MySql(Dialect):
     """MariaDB takes no offset; sessions of the lab are in UTC."""
 
     def takes(self, kind: str, value: Any) -> Any:
-        return datetime.fromisoformat(value).astimezone(UTC).replace(tzinfo=None).isoformat(" ") if kind == "datetime with offset" else value
+        return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}" if kind == "datetime with offset" else value
 
 
 _TIMES = ("date", "datetime", "datetime with offset", "time")
@@ -35,8 +35,9 @@ _NUMBERS = ("decimal(38,20)", "decimal(18,2)", "numeric")
 
 SOURCES: dict[str, Dialect] = {
     "mysql": MySql(
-        {"boolean": "BIT(1)", "int16": "SMALLINT", "int32": "INT", "int64": "BIGINT", "uint8": "TINYINT UNSIGNED", "uint64": "BIGINT UNSIGNED",
-         "decimal(38,20)": "DECIMAL(38,20)", "decimal(18,2)": "DECIMAL(18,2)", "numeric": "DECIMAL(65,30)", "float32": "FLOAT",
+        {"boolean": "BIT(1)", "int16": "SMALLINT", "int32": "INT", "int64": "BIGINT", "uint8": "TINYINT UNSIGNED",
+         "uint64": "BIGINT UNSIGNED", "decimal(38,20)": "DECIMAL(38,20)",
+         "decimal(18,2)": "DECIMAL(18,2)", "numeric": "DECIMAL(65,30)", "float32": "FLOAT",
          "float64": "DOUBLE", "text": "LONGTEXT", "binary": "LONGBLOB", "date": "DATE", "datetime": "DATETIME(6)",
          "datetime with offset": "TIMESTAMP(6)", "time": "TIME(6)", "guid": "CHAR(36)", "json": "JSON"},
         {**dict.fromkeys(_TIMES, "cast({v} as char)"), "boolean": "{v} + 0", "float32": "{v} * 1e0"}),
@@ -50,5 +51,5 @@ TARGETS: dict[str, Dialect] = {
     "duckdb": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::varchar"),
                            "datetime with offset": "({v} at time zone 'UTC')::varchar"}),
     "postgres": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::text"),
-                             "datetime with offset": "({v} at time zone 'UTC')::text"}),
+                             "datetime with offset": "({v} at time zone 'UTC')::text", "float32": "{v}::float8"}),
 }

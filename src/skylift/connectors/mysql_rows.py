@@ -38,7 +38,7 @@ _pointer_of.argtypes, _pointer_of.restype = [ctypes.py_object, ctypes.c_char_p],
 _FETCH = np.array([ctypes.cast(f, ctypes.c_void_p).value for f in (_library.mysql_fetch_row, _library.mysql_fetch_lengths)], np.uint64)
 
 # How a cell's text is parsed.
-BYTES, INTEGER, DECIMAL, TIMESTAMP, DATE = range(5)
+BYTES, INTEGER, DECIMAL, TIMESTAMP, DATE, TIME = range(6)
 _END, _FULL, _MISFIT = -1, -2, 0    # why the loop stopped; _MISFIT + the column's number
 
 U = np.uint64
@@ -70,7 +70,7 @@ class _Widths:
 
 def read_result(connection: _mysql.connection, sql: str, kinds: Sequence[pa.DataType], zero_is_null: Sequence[bool] = (),
                 zeros: np.ndarray | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a select, column i as `kinds[i]`: text, binary, (u)int64, decimal128, timestamp[us] or date32.
+    """The rows of a select, column i as `kinds[i]`: text, binary, (u)int64, decimal128, timestamp[us], time64[us] or date32.
 
     `zero_is_null`: in which columns a zero date is null, and `zeros` counts them (int64 a column). Raises Misfit, and the driver's
     error. One that is left before its end takes the connection with it, since the rows on their way would have to be read.
@@ -123,6 +123,8 @@ def _parse(kind: pa.DataType) -> int:
         return INTEGER
     if pa.types.is_decimal(kind):
         return DECIMAL
+    if pa.types.is_time(kind):
+        return TIME
     return TIMESTAMP if pa.types.is_timestamp(kind) else DATE if pa.types.is_date(kind) else BYTES
 
 
@@ -193,6 +195,10 @@ def _fill(fetch, result, row, parse, option, words, starts, caps, arena, ends, v
                         return n, row, _MISFIT + c
                 elif parse[c] == DECIMAL:
                     fits, words[c, 2 * n], words[c, 2 * n + 1] = _decimal(text, length, option[c])
+                    if not fits:
+                        return n, row, _MISFIT + c
+                elif parse[c] == TIME:
+                    fits, words[c, n] = _clock(text, length, 0)
                     if not fits:
                         return n, row, _MISFIT + c
                 else:
@@ -298,21 +304,29 @@ def _moment(text, length, with_time):
     days = era * 146097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719468
     if not with_time:
         return True, U(days)
-    if length < U(19) or text[10] != 32 or text[13] != 58 or text[16] != 58 or length > U(26):
+    if length < U(12) or text[10] != 32:
         return False, U(0)
-    hour, minute, second = _number(text, 11, 13), _number(text, 14, 16), _number(text, 17, 19)
+    fits, microseconds = _clock(text, length, 11)
+    return fits, U(days * 86_400_000_000) + microseconds
+
+
+@nb.njit(nogil=True, cache=True)
+def _clock(text, length, at):
+    """(whether the text goes on with a time of day from `at` to its end, its microseconds)"""
+    rest = np.int64(length) - at
+    if rest < 8 or rest == 9 or rest > 15 or text[at + 2] != 58 or text[at + 5] != 58:
+        return False, U(0)
+    hour, minute, second = _number(text, at, at + 2), _number(text, at + 3, at + 5), _number(text, at + 6, at + 8)
     if hour < 0 or hour > 23 or minute < 0 or minute > 59 or second < 0 or second > 59:
         return False, U(0)
-    fraction = 0
-    if length > U(19):
-        if text[19] != 46 or length == U(20):
+    fraction = np.int64(0)
+    if rest > 8:
+        fraction = _number(text, at + 9, at + rest)
+        if text[at + 8] != 46 or fraction < 0:
             return False, U(0)
-        fraction = _number(text, 20, np.int64(length))
-        if fraction < 0:
-            return False, U(0)
-        for _ in range(26 - np.int64(length)):
+        for _ in range(15 - rest):
             fraction *= 10
-    return True, U(((days * 24 + hour) * 60 + minute) * 60_000_000 + second * 1_000_000 + fraction)
+    return True, U(((hour * 60 + minute) * 60 + second) * 1_000_000 + fraction)
 
 
 @nb.njit(nogil=True, cache=True, inline="always")

@@ -79,7 +79,7 @@ def read_as(kind: pa.DataType) -> pa.DataType:
         return pa.uint64() if kind == pa.uint64() else pa.int64()
     if isinstance(kind, pa.UuidType):
         return pa.binary()
-    return pa.string() if pa.types.is_floating(kind) or pa.types.is_time(kind) else kind
+    return pa.string() if pa.types.is_floating(kind) else kind
 
 
 def selected(column: str, declared: str) -> str:
