@@ -126,7 +126,9 @@ def test_what_was_read_may_be_sent_back_with_one_change(client, source):
     ('{"replicate":1}', "BadRequest", "'replicate'"), ('{"id":5}', "BadRequest", "'id' is not of type Edm.Guid"),
     ('{"id":"5"}', "Application_InvalidGUID", "'5' of 'id'"), ('{"status":"Nope"}', "Application_EvaluateException",
                                                             "'Nope' is not an option. The existing options are:  ,Completed,In Progress"),
-    ('{"estimatedSize":"x"}', "BadRequest", "'estimatedSize'"), ("[" * 100_000, "BadRequest", "The body is not JSON"),
+    ('{"estimatedSize":"x"}', "BadRequest", "'estimatedSize'"), ("[" * 100_000, "BadRequest", "must be a JSON object"),
+    ('{"replicate":' + "[" * 100_000, "BadRequest", "is not JSON"),
+    ('{"replicate":' + "[" * 900 + "]" * 900 + "}", "BadRequest", "'replicate'"),
     (b"\xff", "BadRequest", "The body is not JSON"),
 ])
 def test_bodies_are_read_strictly(client, source, body, code, message):

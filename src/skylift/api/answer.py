@@ -11,6 +11,7 @@ from skylift.api.render import error_body
 from skylift.errors import SkyliftError
 
 log = logging.getLogger("skylift.api")
+MOST_LOGGED = 300                # characters of a path in the log
 _ERROR_TYPE = "application/json; odata.metadata=minimal; charset=utf-8"
 
 
@@ -24,15 +25,21 @@ class Answer:
 def finish(answer: Answer | Exception, method: str, path: str) -> Answer:
     """`answer`, or the refusal that an error means, with the headers of every answer; refusals are logged."""
     correlation_id = str(uuid4())
-    method, path = (text.encode("unicode_escape").decode() for text in (method, path))      # a line break would forge a line of the log
+    head = method == "HEAD"
+    path, method = _loggable(path), _loggable(method)
     if isinstance(answer, Exception):
         answer = _refusal(answer, method, path, correlation_id)
     if answer.status >= 400:
         log.info("%s %s answered with %d, request %s", method, path, answer.status, correlation_id)
     headers = {"OData-Version": "4.0", "Content-Language": "en-US", "request-id": correlation_id, **answer.headers}
-    if method == "HEAD":
+    if head:
         return replace(answer, body=b"", headers={**headers, "Content-Length": str(len(answer.body))})
     return replace(answer, headers=headers)
+
+
+def _loggable(text: str) -> str:
+    """On one line, for a line break would forge another one of the log, and not a page long."""
+    return text[:MOST_LOGGED].encode("unicode_escape").decode() + ("..." if len(text) > MOST_LOGGED else "")
 
 
 def _refusal(error: Exception, method: str, path: str, correlation_id: str) -> Answer:

@@ -5,6 +5,7 @@ Everything that touches the store is plain synchronous code in a worker thread. 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,8 +68,8 @@ class Api:
         answer: Answer | Exception
         try:
             answer = await self.remembered.answer(scope, partial(self._answer, request))
-        except ClientDisconnect:
-            return
+        except ClientDisconnect:                            # or a body in broken chunks, whose sender waits for an answer
+            answer = bad_request("The body did not arrive whole.")
         except Exception as error:
             answer = error
         answer = finish(answer, request.method, scope["path"])
@@ -107,10 +108,14 @@ class Api:
         if length.isdecimal() and (len(length) > 18 or int(length) > most):
             raise too_large
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > most:
-                raise too_large
+        try:
+            async with asyncio.timeout(self.service.settings.api_body_s):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > most:
+                        raise too_large
+        except TimeoutError:
+            raise ODataError(408, "Internal_ServerError", "The body took too long to arrive.") from None
         return bytes(body)
 
 
