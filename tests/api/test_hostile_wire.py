@@ -14,7 +14,6 @@ from skylift.settings import Settings
 from tests.api.conftest import Client, open_client, served
 
 MIB = 2**20
-OTHERWISE = "what is no HTTP, or has over 100 headers or longer ones than 400 KB, is refused by the HTTP server itself, with an empty body"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,8 @@ HOSTILE = {                                              # name: request line, h
 }
 
 
-@pytest.mark.rule("X1", but=OTHERWISE)
+@pytest.mark.rule("X1", but="what is no HTTP, or has over 100 headers or longer ones than 400 KB, is refused by the HTTP server itself, "
+                            "with an empty body")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bytes_are_refused_and_the_next_caller_is_served(server, name):
     client, _ = server
