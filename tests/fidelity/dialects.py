@@ -45,6 +45,14 @@ SOURCES: dict[str, Dialect] = {
         {"boolean": "BOOLEAN", "int16": "SMALLINT", "int32": "INT", "int64": "INTEGER", "decimal(38,20)": "DECIMALTEXT(38,20)",
          "decimal(18,2)": "DECIMALTEXT(18,2)", "numeric": "NUMERICTEXT", "float64": "DOUBLE", "text": "NTEXT", "binary": "BLOB",
          "date": "DATETEXT", "datetime": "DATETIMETEXT", "guid": "GUIDTEXT", "json": "JSONTEXT"}),
+    "sqlserver": Dialect(
+        {"boolean": "bit", "int16": "smallint", "int32": "int", "int64": "bigint", "uint8": "tinyint", "decimal(38,20)": "decimal(38,20)",
+         "decimal(18,2)": "decimal(18,2)", "float32": "real", "float64": "float", "text": "nvarchar(max)", "binary": "varbinary(max)",
+         "date": "date", "datetime": "datetime2(7)", "datetime with offset": "datetimeoffset(7)", "time": "time(7)",
+         "guid": "uniqueidentifier"},
+        {**dict.fromkeys(("date", "datetime", "time"), "convert(varchar(40), {v}, 126)"), "guid": "cast({v} as varchar(36))",
+         "datetime with offset": "convert(varchar(40), {v}, 121)", "decimal(38,20)": "cast({v} as varchar(50))",
+         "decimal(18,2)": "cast({v} as varchar(50))"}),
 }
 # What a target is asked: kinds whose driver values would lose digits are read as text.
 TARGETS: dict[str, Dialect] = {

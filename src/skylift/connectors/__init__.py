@@ -161,7 +161,8 @@ class Target(Protocol):
     def close(self) -> None: ...
 
 
-_SOURCES = {"sqlite": "skylift.connectors.sqlite", "mysql": "skylift.connectors.mysql", "mariadb": "skylift.connectors.mysql"}
+_SOURCES = {"sqlite": "skylift.connectors.sqlite", "mysql": "skylift.connectors.mysql", "mariadb": "skylift.connectors.mysql",
+            "mssql": "skylift.connectors.sqlserver_source"}
 _TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake",
             "postgresql": "skylift.connectors.postgres_target"}
 

@@ -34,7 +34,7 @@ _SETTINGS = f"set memory_limit='{MEMORY}'; set threads=1; set max_vacuum_tasks=0
 
 _TYPES = {"bool": "BOOLEAN", "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint8": "UTINYINT",
           "uint16": "USMALLINT", "uint32": "UINTEGER", "uint64": "UBIGINT", "float": "REAL", "double": "DOUBLE", "string": "VARCHAR",
-          "binary": "BLOB", "date32[day]": "DATE", "time64[us]": "TIME",
+          "binary": "BLOB", "date32[day]": "DATE", "time64[us]": "TIME", "time64[ns]": "TIME_NS",
           "timestamp[us]": "TIMESTAMP", "timestamp[us, tz=UTC]": "TIMESTAMPTZ", "timestamp[ns]": "TIMESTAMP_NS"}
 
 _LEDGER = """

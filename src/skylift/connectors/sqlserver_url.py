@@ -49,6 +49,7 @@ _SETTINGS: dict[str, tuple[dict[str, str] | range | None, str]] = {
     "connect_retry_count":      (range(0, 256), ""),
     "connect_retry_interval":   (range(1, 61), ""),
     "packet_size":              (range(512, 32768), ""),
+    "check_version":            (_FLAG, ""),   # of skylift: no = take another server that speaks TDS at its word
 }
 # What is understood and makes no difference here: how a client pools, names itself or shapes its results.
 _WITHOUT_EFFECT = re.findall(r"\w+", """

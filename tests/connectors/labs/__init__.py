@@ -11,6 +11,10 @@ A later connector joins every test of the conformance suite by one more entry in
     rows(name)               Counter of the table's rows as `plain` values; a target's also takes the schema
     names()                  tables of a target's default schema
     lacks(value)             whether the database cannot hold it, whatever the column
+    same_key(text)           texts of which this is equal are one and the same key
+    spelt(name)              how the catalogue spells it: some servers keep no capitals
+    examples                 how many random histories to try
+    fed                      do tables without a key, too, have a feed that says what changed?
 
 Statements of the suite quote names with double quotes, so a lab of another dialect switches that on.
 """
@@ -29,6 +33,22 @@ from skylift.model import CopyTask, Progress, TargetName
 
 # The abstract types: decimal is decimal(38,20), datetime is without time zone, text holds 100 characters, note any number.
 TYPES = ("int", "decimal", "datetime", "text", "note", "blob", "double")
+
+
+class Lab:
+    """What most databases have in common."""
+
+    examples = 10                 # random histories: opening a server's database takes longer than a file
+    fed = True
+
+    def lacks(self, value: object) -> bool:
+        return False
+
+    def same_key(self, text: str) -> str:
+        return text
+
+    def spelt(self, name: str) -> str:
+        return name
 
 
 def quote(name: str) -> str:
@@ -83,6 +103,7 @@ from tests.connectors.labs.mysql import MySqlLab  # noqa: E402
 from tests.connectors.labs.parquet import ParquetLab  # noqa: E402
 from tests.connectors.labs.postgres import PostgresTargetLab  # noqa: E402
 from tests.connectors.labs.sqlite import SqliteLab  # noqa: E402
+from tests.connectors.labs.sqlserver import SqlServerLab  # noqa: E402
 
-SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab, "mysql": MySqlLab}
+SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab, "mysql": MySqlLab, "sqlserver": SqlServerLab}
 TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "postgres": PostgresTargetLab}

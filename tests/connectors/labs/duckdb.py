@@ -7,10 +7,12 @@ from pathlib import Path
 
 import duckdb
 
-from tests.connectors.labs import plain, quote
+from tests.connectors.labs import Lab, plain, quote
 
 
-class DuckDBLab:
+class DuckDBLab(Lab):
+    examples = 25
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / "target.duckdb"
         self.url = f"duckdb:///{self.path}"
@@ -20,9 +22,6 @@ class DuckDBLab:
     def fetch(self, sql: str) -> list[tuple]:
         with duckdb.connect(str(self.path), read_only=True) as connection:
             return connection.execute(sql).fetchall()
-
-    def lacks(self, value: object) -> bool:
-        return False
 
     def rows(self, name: str, schema: str = "main") -> Counter:
         with duckdb.connect(str(self.path), read_only=True) as connection:

@@ -14,10 +14,10 @@ import MySQLdb
 from sqlalchemy.engine import make_url
 
 from tests import servers
-from tests.connectors.labs import plain, quote
+from tests.connectors.labs import Lab, plain, quote
 
 
-class MySqlLab:
+class MySqlLab(Lab):
     types: ClassVar = {
         "int": "BIGINT",
         "decimal": "DECIMAL(38,20)",

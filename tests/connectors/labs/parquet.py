@@ -8,16 +8,15 @@ from pathlib import Path
 import duckdb
 
 from skylift.connectors.lake_names import escape, unescape
-from tests.connectors.labs import plain
+from tests.connectors.labs import Lab, plain
 
 
-class ParquetLab:
+class ParquetLab(Lab):
+    examples = 25
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / "lake"
         self.url = f"parquet:///{self.path}"
-
-    def lacks(self, value: object) -> bool:
-        return False
 
     def rows(self, name: str, schema: str = "main") -> Counter:
         files = f"{self.path}/{escape(schema)}/{escape(name)}/*.parquet"

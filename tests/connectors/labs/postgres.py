@@ -10,10 +10,10 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from tests import servers
-from tests.connectors.labs import plain, quote
+from tests.connectors.labs import Lab, plain, quote
 
 
-class PostgresTargetLab:
+class PostgresTargetLab(Lab):
     def __init__(self, folder: Path) -> None:
         server = servers.postgres()
         name = f"lab_{uuid4().hex[:12]}"

@@ -10,10 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.connectors.labs import plain, quote
+from tests.connectors.labs import Lab, plain, quote
 
 
-class SqliteLab:
+class SqliteLab(Lab):
     types: ClassVar = {
         "int": "INTEGER",
         "decimal": "DECIMALTEXT(38,20)",
@@ -30,6 +30,7 @@ class SqliteLab:
         self.execute("pragma journal_mode=wal")
 
     name = staticmethod(quote)
+    examples = 25
 
     def execute(self, *statements: str | tuple[str, list[tuple]]) -> None:
         with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
@@ -56,9 +57,6 @@ class SqliteLab:
     def fetch(self, sql: str) -> list[tuple]:
         with closing(sqlite3.connect(self.path, timeout=30)) as connection:
             return connection.execute(sql).fetchall()
-
-    def lacks(self, value: object) -> bool:
-        return False
 
     def rows(self, name: str) -> Counter:
         """SQLite keeps decimals and times as text: read as what they were declared as."""

@@ -1,0 +1,382 @@
+"""SQL Server as a source. Nothing is ever written to it, and nothing is read that is not committed (NOLOCK never).
+
+Where the database allows snapshot isolation each statement sees one moment and blocks nobody. Where it does not, rows are read
+committed, each as it was at some moment of the run, and what changes meanwhile is caught up with by the feed
+(connectors/sqlserver_feed.py), at the latest in the next run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from sqlalchemy.engine import URL
+
+from skylift.connectors import Batches, Changes
+from skylift.connectors.pool import Pool
+from skylift.connectors.sql import quote
+from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, full_name, look
+from skylift.connectors.sqlserver_feed import Feeds
+from skylift.connectors.sqlserver_rows import SurrogateCheck, cast, refuse_fine
+from skylift.connectors.sqlserver_types import (
+    REFUSED,
+    compared,
+    field_of,
+    is_long,
+    may_be_fine,
+    read,
+    read_short,
+    refusal,
+    spelt,
+    too_fine,
+    too_long,
+    written,
+    written_value,
+)
+from skylift.errors import CopyError, ValueRefused
+from skylift.model import KeyRange, Table, Watermark
+
+BATCH_ROWS = 8_192                # what the driver makes of a result at a time (libraries.md §1)
+BATCH_BYTES = 8 * 2**20           # Arrow bytes of one batch
+SAMPLED_ROWS = 1_000              # of a table are looked at to see whether a column has steps of 100 ns
+COUNTED_ROWS = 5_000_000          # a larger table is cut by the keys of a sample of its pages, not of all its rows
+PARAMETERS = 2_000                # of a statement; the server takes 2,100
+QUESTIONS = 100                   # small questions about as many tables travel in one statement
+
+
+def open_source(url: URL) -> SqlServerSource:
+    """The database at `url`. Raises SetupError naming what is wrong with address, login, certificate, database or version."""
+    return SqlServerSource(url)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the catalogue says of a table beside its columns."""
+
+    object_id: int
+    in_memory: bool = False         # memory-optimised: cannot be read under snapshot isolation
+    row_version: str = ""           # its rowversion column
+    refused: str = ""               # why none of its rows can be trusted to arrive
+
+
+class SqlServerSource:
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.name = str(url.database)
+        self._lock = threading.Lock()
+        self._facts: dict[str, Facts] = {}
+        self._sizes: dict[int, tuple[int, int]] | None = None
+        self._row_bytes: dict[str, int] = {}
+        self.snapshots = False
+        self.sessions: Pool[Session] = Pool(self._connect)
+        with self.sessions.connection() as session:
+            self.server: Server = look(session, url)
+            [(state,)] = session.run("select snapshot_isolation_state from sys.databases where name = db_name()")
+            self.snapshots = state == 1
+            session.run(self._isolation())
+        self._feeds = Feeds(self)
+
+    def _connect(self) -> Session:
+        session = Session(self.url)
+        # Where two want the same rows, the application goes on and the copy tries again.
+        session.run("set deadlock_priority low; " + self._isolation())
+        return session
+
+    def _isolation(self) -> str:
+        return f"set transaction isolation level {'snapshot' if self.snapshots else 'read committed'}"
+
+    # -------------------------------------------------------------- catalogue
+
+    def tables(self) -> list[Table]:
+        """One query for all of them, and one more for each hundred columns that may have steps of 100 ns."""
+        columns: dict[tuple[str, str], list[tuple]] = {}
+        with self.sessions.connection() as session:
+            for batch in session.batches(_catalogue(self.server)):
+                for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    columns.setdefault(row[:2], []).append(row[2:])
+            doubtful = [(*name, row[0]) for name, rows in columns.items() for row in rows if may_be_fine(spelt(*row[1:5]))]
+            fine = _fine_columns(session, doubtful)
+        tables = []
+        for (schema, name), rows in columns.items():
+            types = [spelt(*row[1:5]) for row in rows]
+            fields = [field_of(row[0], declared, (schema, name, row[0]) in fine) for row, declared in zip(rows, types, strict=True)]
+            key = tuple(column for _, column in sorted((row[5], row[0]) for row in rows if row[5]))
+            table = Table(name, pa.schema(fields), key, source_types=tuple(types), namespace="" if schema == DEFAULT_SCHEMA else schema)
+            row_version = next((row[0] for row, declared in zip(rows, types, strict=True) if declared == "timestamp"), "")
+            self._facts[table.path] = Facts(rows[0][6], bool(rows[0][7]), row_version, _why_refused(table, rows))
+            tables.append(table)
+        return tables
+
+    def facts(self, table: Table) -> Facts:
+        if table.path not in self._facts:
+            self.tables()
+        if table.path not in self._facts:
+            raise CopyError(f"{table.path}: the source has no such table any more", code="50004")
+        return self._facts[table.path]
+
+    def measure(self, table: Table) -> Table:
+        """Raises ValueRefused or CopyError for a table that cannot be copied exactly, naming the column or the right."""
+        facts = self.facts(table)
+        for field, declared in zip(table.schema, table.source_types, strict=True):
+            if field.type == REFUSED:
+                raise ValueRefused(f"{table.path}.{field.name}: a column of type {declared} does not move: {refusal(declared)}",
+                                   hint="convert it to another type at the source, or copy a table without it")
+        if facts.refused:
+            raise CopyError(f"{table.path}: {facts.refused}", hint="skylift grants prints the script that grants what is needed")
+        rows, size_bytes = self._all_sizes().get(facts.object_id) or self._counted(table)
+        self._row_bytes[table.path] = size_bytes // max(rows, 1) + 1
+        return replace(table, rows=rows, size_bytes=size_bytes)
+
+    def _all_sizes(self) -> Mapping[int, tuple[int, int]]:
+        """Rows and bytes by object id, as the server keeps them; asked for once. Empty where it keeps none."""
+        with self._lock:
+            if self._sizes is None:
+                self._sizes = {}
+                for sql in _SIZES if self.server.genuine else ():
+                    with self.sessions.connection() as session:
+                        try:
+                            self._sizes = {object_id: (rows, size) for object_id, rows, size in session.run(sql)}
+                            break
+                        except CopyError:          # VIEW DATABASE STATE is not granted: the catalogue knows nearly as much
+                            continue
+            return self._sizes
+
+    def _counted(self, table: Table) -> tuple[int, int]:
+        width = "+".join(f"coalesce(datalength({quote(name)}),0)" for name in table.schema.names)
+        with self.sessions.connection() as session:
+            [(rows, row_bytes)] = session.run(f"select (select count_big(*) from {_name(table)}), (select avg(cast(w as bigint)) from "
+                                              f"(select top (200) {width} as w from {_name(table)}) as s)", table=table.path)
+        return rows, rows * (row_bytes or 0)
+
+    def split(self, table: Table, rows: int, size_bytes: int) -> list[KeyRange]:
+        per_chunk = max(1, min(rows, size_bytes // max(1, self._row_bytes.get(table.path, 1))))
+        if not table.key or not table.rows or table.rows <= per_chunk:
+            return [KeyRange()]
+        chunks = -(-table.rows // per_chunk)
+        types = self._key_types(table)
+        keys = ", ".join(map(quote, table.key))
+        values = ", ".join(written(column, declared) for column, declared in zip(table.key, types, strict=True))
+        sample = f" tablesample ({min(100.0, 100 * COUNTED_ROWS / table.rows):.6f} percent)" if table.rows > 2 * COUNTED_ROWS else ""
+        # Row i of n begins a chunk where i * chunks / n passes a whole number.
+        numbered = f"select {keys}, row_number() over (order by {keys}) - 1 as i, count_big(*) over () as n from {_name(table)}{sample}"
+        with self.sessions.connection() as session:
+            bounds = session.run(f"select {values} from ({numbered}) as s where i > 0 and i * {chunks} / n <> (i - 1) * {chunks} / n "
+                                 "order by i", table=table.path)
+        return [KeyRange(lo, hi) for lo, hi in zip([None, *bounds], [*bounds, None], strict=True)]
+
+    def _key_types(self, table: Table) -> list[str]:
+        return [table.source_types[table.schema.get_field_index(column)] for column in table.key]
+
+    # -------------------------------------------------------------- rows
+
+    def read(self, table: Table, keys: KeyRange) -> Batches:
+        condition, params = self._range(table, keys)
+        with self.reading(table) as session:
+            yield from self.read_sql(session, table, f"from {_name(table)} as r where {condition}", params)
+
+    @contextmanager
+    def reading(self, table: Table) -> Iterator[Session]:
+        """A session in a transaction, so that what is read in several statements is of one moment where there are snapshots."""
+        with self.sessions.connection() as session:
+            held = self.snapshots and not self.facts(table).in_memory
+            if self.snapshots and not held:
+                session.run("set transaction isolation level read committed")
+            if held:
+                session.run("begin transaction")
+            yield session
+            if held:
+                session.run("commit transaction")
+            elif self.snapshots:
+                session.run(self._isolation())
+
+    def read_sql(self, session: Session, table: Table, tail: str, params: Sequence[Any] = ()) -> Batches:
+        """The rows of `select r.* <tail>`: those without a long value in bulk, then the others, as many at a time as fit a batch.
+
+        A long value makes the driver fetch its whole row column by column, so it is kept out of the bulk.
+        """
+        parts = list(zip(table.schema, table.source_types, strict=True))
+        fine = " or ".join(filter(None, (too_fine(field, declared) for field, declared in parts)))
+        long = [(field, declared) for field, declared in parts if is_long(declared)]
+        marks = ([f"when {fine} then -1"] if fine else []) + (
+            ["when " + " or ".join(too_long(*part) for part in long) + " then " +
+             "+".join(f"cast(coalesce(datalength({read(*part)}),0) as bigint)" for part in long)] if long else [])
+        columns = [read_short(field, declared) for field, declared in parts]
+        mark = f", case {' '.join(marks)} else 0 end" if marks else ""
+        check = SurrogateCheck(self.sessions, table, tail, params)
+        sizes: list[int] = []
+        keys: list[pa.RecordBatch] = []
+        for batch in session.batches(f"select {', '.join(columns)}{mark} {tail}", params, self._batch_rows(table), table.path):
+            if mark:
+                column = batch.column(batch.num_columns - 1)
+                batch = batch.select(list(range(batch.num_columns - 1)))
+                if pc.min(column).as_py() < 0:
+                    raise refuse_fine(self.sessions, table)
+                if pc.max(column).as_py() > 0:
+                    wide = pc.greater(column, 0)
+                    sizes += pc.filter(column, wide).to_pylist()
+                    keys.append(cast(batch.filter(wide), table).select(list(table.key)))
+                    batch = batch.filter(pc.invert(wide))
+            yield check.passed(cast(batch, table))
+        if sizes:
+            yield from self._read_long(session, table, tail, params, sizes, keys)
+
+    def _read_long(self, session: Session, table: Table, tail: str, params: Sequence[Any], sizes: list[int],
+                   keys: list[pa.RecordBatch]) -> Batches:
+        """The rows with a long value, by their keys; of a table without a key, by that very condition."""
+        parts = list(zip(table.schema, table.source_types, strict=True))
+        select = "select " + ", ".join(read(field, declared) for field, declared in parts)
+        if not table.key:
+            condition = " or ".join(too_long(*part) for part in parts if is_long(part[1]))
+            statements: Iterator[tuple[str, list[Any], int]] = iter(
+                [(f"{tail} and ({condition})", list(params), max(1, BATCH_BYTES // max(sizes)))])
+        else:
+            rows_of = (zip(*batch.columns, strict=True) for batch in keys)
+            statements = self._by_keys(table, sizes, [tuple(map(written_value, row)) for rows in rows_of for row in rows])
+        for statement, values, rows in statements:
+            check = SurrogateCheck(self.sessions, table, statement, values)
+            for batch in session.batches(f"{select} {statement}", values, rows, table.path):
+                yield check.passed(cast(batch, table))
+
+    def _by_keys(self, table: Table, sizes: list[int], keys: list[tuple]) -> Iterator[tuple[str, list[Any], int]]:
+        """Statements that read these rows, each as many as fit a batch: (tail, parameters, rows)."""
+        one = " and ".join(f"r.{quote(column)} = {compared(declared)}" for column, declared in
+                           zip(table.key, self._key_types(table), strict=True))
+        begin = 0
+        while begin < len(keys):
+            end, size = begin + 1, sizes[begin]
+            while end < len(keys) and size + sizes[end] <= BATCH_BYTES and (end - begin + 1) * len(table.key) <= PARAMETERS:
+                size += sizes[end]
+                end += 1
+            tail = f"from {_name(table)} as r where " + " or ".join([f"({one})"] * (end - begin))
+            yield tail, [value for key in keys[begin:end] for value in key], end - begin
+            begin = end
+
+    def _batch_rows(self, table: Table) -> int:
+        return max(1, min(BATCH_ROWS, BATCH_BYTES // self._row_bytes.get(table.path, 1024)))
+
+    def _range(self, table: Table, keys: KeyRange) -> tuple[str, list[Any]]:
+        """`lo <= key < hi` in the server's own order, one column at a time: T-SQL compares no row values."""
+        conditions, params = ["1 = 1"], []
+        for bound, outer, inner, last in ((keys.lo, ">=", ">", ">="), (keys.hi, "<=", "<", "<")):
+            if bound is not None:
+                condition, values = _compare(list(zip(table.key, self._key_types(table), bound, strict=True)), outer, inner, last)
+                conditions.append(condition)
+                params += values
+        return " and ".join(conditions), params
+
+    # -------------------------------------------------------------- changes
+
+    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
+        return self._feeds.track(tables)
+
+    def usable(self, table: Table, since: Watermark) -> str:
+        return self._feeds.usable(table, since)
+
+    def changed(self, since: Mapping[str, Watermark]) -> set[str]:
+        return self._feeds.changed(since)
+
+    def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
+        return self._feeds.changes(table, since)
+
+    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
+        return                                     # the server forgets by its own retention
+
+    def untrack(self, consumer: str) -> None:
+        return                                     # nothing was installed
+
+    def close(self) -> None:
+        self.sessions.close()
+
+
+# ------------------------------------------------------------------ T-SQL
+
+# Rows and bytes of every table; the first needs VIEW DATABASE STATE, the second is there for whoever sees the tables.
+_SIZES = (
+    """select object_id, sum(case when index_id < 2 then row_count else 0 end), sum(case when index_id < 2 then used_page_count else 0 end)
+       * 8192 from sys.dm_db_partition_stats group by object_id""",
+    """select p.object_id, sum(case when a.type = 1 then p.rows else 0 end), sum(a.used_pages) * 8192 from sys.partitions p
+       join sys.allocation_units a on a.container_id = case when a.type = 2 then p.partition_id else p.hobt_id end
+       where p.index_id < 2 group by p.object_id""")
+
+
+def _catalogue(server: Server) -> str:
+    """Every column of every user table, with its type, its place in the primary key, and what forbids to trust what is read.
+
+    External tables are not copied, nor are column sets, computed columns that are not deterministic, and the internals of graph
+    tables. History tables are tables like others.
+    """
+    facts = {"memory": "0", "encrypted": "0", "masked": "0", "filtered": "0"}
+    condition = ""
+    if server.genuine:
+        facts = {"memory": "cast(o.is_memory_optimized as int)",
+                 "encrypted": "case when c.encryption_type is null then 0 else 1 end",
+                 "masked": "case when c.is_masked = 1 and coalesce(has_perms_by_name(null, 'DATABASE', 'UNMASK'), 0) = 0 then 1 else 0 end",
+                 "filtered": "case when exists (select 1 from sys.security_predicates f join sys.security_policies y "
+                             "on y.object_id = f.object_id where f.target_object_id = o.object_id and f.predicate_type = 0 "
+                             "and y.is_enabled = 1) then 1 else 0 end"}
+        condition = "and o.is_external = 0 and (c.is_computed = 0 or columnproperty(c.object_id, c.name, 'IsDeterministic') = 1)"
+        if server.major >= 14:                     # graph tables came with 2017: only $node_id, $edge_id, $from_id, $to_id can be read
+            condition += " and (c.graph_type is null or c.graph_type in (2, 5, 8))"
+    return f"""
+        select s.name, o.name, c.name, t.name, cast(c.max_length as int), cast(c.precision as int), cast(c.scale as int),
+               cast(k.key_ordinal as int), o.object_id, {facts['memory']}, {facts['encrypted']}, {facts['masked']}, {facts['filtered']}
+        from sys.tables o
+        join sys.schemas s on s.schema_id = o.schema_id
+        join sys.columns c on c.object_id = o.object_id
+        left join sys.types t on t.user_type_id = case when c.system_type_id = 240 then c.user_type_id else c.system_type_id end
+        left join (select x.object_id, x.column_id, x.key_ordinal from sys.indexes i join sys.index_columns x
+                   on x.object_id = i.object_id and x.index_id = i.index_id where i.is_primary_key = 1) k
+               on k.object_id = o.object_id and k.column_id = c.column_id
+        where o.is_ms_shipped = 0 and o.name not like '[_]skylift[_]%' and c.is_column_set = 0 {condition}
+        order by s.name, o.name, c.column_id"""
+
+
+def _why_refused(table: Table, rows: list[tuple]) -> str:
+    encrypted, masked = ([row[0] for row in rows if row[i]] for i in (8, 9))
+    if encrypted:
+        return f"columns {', '.join(encrypted)} are encrypted with keys that the server does not have (Always Encrypted)"
+    if masked:
+        return f"columns {', '.join(masked)} are masked for this user, who lacks the right UNMASK"
+    return "an enabled security policy filters its rows; switch it off for the copy" if rows[0][10] else ""
+
+
+def _fine_columns(session: Session, columns: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+    """Which of these columns (schema, table, column) of type datetime2(7) or time(7) have steps of 100 ns in their table's first rows."""
+
+    def ask(some: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+        questions = " union all ".join(
+            f"select {i} where exists (select 1 from (select top ({SAMPLED_ROWS}) {quote(column)} as v from {full_name(schema, table)}) "
+            "as s where datepart(nanosecond, v) % 1000 <> 0)" for i, (schema, table, column) in enumerate(some))
+        return {some[i] for (i,) in session.run(questions)}
+
+    found: set[tuple[str, str, str]] = set()
+    for begin in range(0, len(columns), QUESTIONS):
+        found |= _each(columns[begin:begin + QUESTIONS], ask)
+    return found
+
+
+def _each(items: Sequence[Any], ask: Callable[[Sequence[Any]], set[Any]]) -> set[Any]:
+    """The answers about all items together; where that fails, about each, leaving out those that cannot be asked about."""
+    try:
+        return ask(items)
+    except CopyError:
+        return set() if len(items) == 1 else set().union(*(_each([item], ask) for item in items))
+
+
+def _compare(parts: list[tuple[str, str, Any]], outer: str, inner: str, last: str) -> tuple[str, list[Any]]:
+    """a >= x and (a > x or (a = x and ..)): the first comparison alone lets the key's index be searched."""
+    (column, declared, value), *rest = parts
+    name, mark = f"r.{quote(column)}", compared(declared)
+    if not rest:
+        return f"{name} {last} {mark}", [value]
+    condition, values = _compare(rest, outer, inner, last)
+    return f"({name} {outer} {mark} and ({name} {inner} {mark} or ({name} = {mark} and {condition})))", [value, value, value, *values]
+
+
+def _name(table: Table) -> str:
+    return full_name(table.namespace, table.name)
