@@ -57,21 +57,72 @@ def test_every_name_that_metadata_uses_is_declared_in_it():
 
 
 @pytest.mark.rule("M2", "M3")
-def test_the_types_have_the_properties_of_the_specification():
+def test_details_are_constrained_to_their_run_and_sizes_have_any_scale():
     tree = document()
     status = find(tree, "//e:EntityType[@Name='cloudMigrationStatus']")[0]
-    assert [(p.get("Name"), p.get("Type"), p.get("MaxLength")) for p in find(status, "e:Property")] == [
-        ("id", "Edm.Guid", None), ("runId", "Edm.String", "50"), ("startTime", "Edm.DateTimeOffset", None),
-        ("endTime", "Edm.DateTimeOffset", None), ("replicationType", "Edm.String", None), ("status", "Edm.String", None),
-        ("source", "Edm.String", "250"), ("details", "Edm.String", None), ("tablesSuccessful", "Edm.Int32", None),
-        ("tablesFailed", "Edm.Int32", None), ("tablesRemaining", "Edm.Int32", None)]
     [navigation] = find(status, "e:NavigationProperty")
     assert dict(navigation.attrib) == {
         "Name": "cloudMigrationStatusDetails", "Type": "Collection(Microsoft.NAV.cloudMigrationStatusDetail)",
         "Partner": "cloudMigrationStatus", "ContainsTarget": "true"}
     assert dict(navigation[0].attrib) == {"Property": "runId", "ReferencedProperty": "runId"}
     assert find(tree, "//e:EntityType[@Name='cloudMigrationCompany']/e:Property[@Name='estimatedSize']/@Scale") == ["variable"]
-    assert len(find(tree, "//e:EntityType[@Name='company']/e:NavigationProperty")) == 6
+
+
+# Every type as odata.md M2 has it: set; properties as G Guid, T DateTimeOffset, I Int32, B Boolean, D Decimal, E enum, S<length> String.
+_AUDIT = "systemCreatedAt T, systemCreatedBy G, systemModifiedAt T, systemModifiedBy G"
+TYPES = {
+    "company": ("companies", f"id G, systemVersion S, name S30, displayName S250, businessProfileId S250, {_AUDIT}"),
+    "cloudMigrationCompany": (
+        "cloudMigrationCompanies", "id G, name S50, replicate B, displayName S250, estimatedSize D, status E, created B, "
+        "companyInitializationStatus S, companyInitializationError S"),
+    "cloudMigrationStatus": (
+        "cloudMigrationStatus", "id G, runId S50, startTime T, endTime T, replicationType S, status S, source S250, details S, "
+        "tablesSuccessful I, tablesFailed I, tablesRemaining I"),
+    "cloudMigrationStatusDetail": (
+        "cloudMigrationStatusDetails", "id G, runId S50, companyName S250, tableName S250, status S, recordsCopied I, totalRecords I, "
+        "errors S2048"),
+    "setupCloudMigration": (
+        "setupCloudMigration", "id G, productId S250, sqlServerType S, sqlConnectionString S, runtimeName S, runtimeKey S"),
+    "sourceProductType": ("sourceProductTypes", "id S250, displayName S250"),
+    "tableMapping": (
+        "tableMappings", "id G, targetTableType E, appId G, extensionName S250, tableId I, tableName S30, sourceTableName S128, "
+        "dataPerCompany B"),
+    "subscriptions": (
+        "subscriptions", "subscriptionId S150, notificationUrl S, resource S, userId G, lastModifiedDateTime T, clientState S2048, "
+        f"expirationDateTime T, {_AUDIT}"),
+}
+EDM_NAMES = {"G": "Edm.Guid", "T": "Edm.DateTimeOffset", "I": "Edm.Int32", "B": "Edm.Boolean", "D": "Edm.Decimal", "S": "Edm.String",
+             "E": "Edm.String"}
+
+
+@pytest.mark.rule("M2", "M3", "E1")
+@pytest.mark.parametrize("entity", TYPES)
+def test_a_type_has_the_properties_of_the_specification_in_both_schema_versions(entity):
+    name, properties = TYPES[entity]
+    for version in ("1.0", "2.0"):
+        tree = document(version)
+        [kind] = find(tree, f"//e:EntityType[@Name='{entity}']")
+        enums = {"status": "Microsoft.NAV.companySetupStatus", "targetTableType": "Microsoft.NAV.migrationTableType"}
+        expected = []
+        for item in properties.split(", "):
+            prop, letter = item.split(" ")
+            edm = EDM_NAMES[letter[0]] if letter != "E" or version == "1.0" else enums[prop]
+            expected.append((prop, edm, letter[1:] or None))
+        assert [(p.get("Name"), p.get("Type"), p.get("MaxLength")) for p in find(kind, "e:Property")] == expected
+        assert find(tree, f"//e:EntitySet[@Name='{name}']/@EntityType") == [f"Microsoft.NAV.{entity}"]
+        assert set(find(kind, "e:NavigationProperty/@ContainsTarget")) <= {"true"}
+
+
+@pytest.mark.rule("M3")
+def test_a_company_leads_to_every_set_and_details_to_their_run_and_back():
+    tree = document()
+    ways = {(kind.get("Name"), way.get("Name")): (way.get("Type"), way.get("Partner")) for kind in find(tree, "//e:EntityType")
+            for way in find(kind, "e:NavigationProperty")}
+    assert ways == {("company", name): (f"Collection(Microsoft.NAV.{entity})", None) for entity, (name, _) in TYPES.items()
+                    if name not in ("companies", "subscriptions")} | {
+        ("cloudMigrationStatus", "cloudMigrationStatusDetails"): (
+            "Collection(Microsoft.NAV.cloudMigrationStatusDetail)", "cloudMigrationStatus"),
+        ("cloudMigrationStatusDetail", "cloudMigrationStatus"): ("Microsoft.NAV.cloudMigrationStatus", "cloudMigrationStatusDetails")}
 
 
 @pytest.mark.rule("M1", "M4")

@@ -3,7 +3,20 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from tests.api.conftest import number
+from skylift.api.render import caption, encoded
+from skylift.app import create_app
+from skylift.runs import (
+    CompanyInit,
+    CompanySetupStatus,
+    ReplicationType,
+    RunStatus,
+    SqlServerType,
+    TableMappingType,
+    TableStatus,
+)
+from skylift.settings import Settings
+from skylift.store.tables import companies, runs
+from tests.api.conftest import START, Client, Http, fill, number, open_client
 
 RUNS = "cloudMigrationStatus"
 TABLES = "cloudMigrationStatusDetails"
@@ -68,6 +81,37 @@ def test_schema_version_2_spells_member_names(full):
     assert [row["status"] for row in rows] == ["_x0020_", "Error", "Completed", "In_x0020_Progress"]
     assert rows[1]["companyInitializationStatus"] == "Initialized"
     assert full.error(f"{RUNS}?$schemaversion=3.0")[:2] == (400, "BadRequest")
+
+
+@pytest.mark.rule("E4")
+def test_the_default_schema_version_is_a_setting(tmp_path):
+    assert Settings().schema_version == "1.0"
+    client = open_client(tmp_path, schema_version="2.1")
+    with client.http.service.store.write() as connection:
+        fill(connection)
+    assert client.rows(f"{RUNS}?$top=1")[0]["status"] == "InProgress"
+    assert client.rows(f"{RUNS}?$top=1&$schemaversion=1.0")[0]["status"] == "In Progress"
+    assert "EnumType" in client.get("$metadata").text and "EnumType" not in client.get("$metadata?$schemaversion=1.0").text
+
+
+# Captions under schema version 1.0 and names under 2.0, where they differ, in the order of their ordinals. Source: odata.md E2, E3
+SPELLINGS = {
+    RunStatus: "Failed;In Progress=InProgress;Completed;Upgrade Pending=UpgradePending;Upgrade in Progress=UpgradeInProgress;"
+               "Upgrade Failed=UpgradeFailed;Data Repair Pending=RepairDataPending",
+    TableStatus: "Failed;In Progress=InProgress;Successful;Warning;Not Started=NotStarted",
+    ReplicationType: "Normal;Diagnostic;Full;Azure Data Lake=Azure_x0020_Data_x0020_Lake",
+    SqlServerType: "SQLServer;AzureSQL",
+    CompanyInit: "Unknown;Not Initialized=Not_x0020_Initialized;Initialization Failed=Initialization_x0020_Failed;Initialized",
+    CompanySetupStatus: " =_x0020_;Completed;In Progress=In_x0020_Progress;Error;Missing Permission=Missing_x0020_Permission",
+    TableMappingType: "Table;Table Extension=Table_x0020_Extension",
+}
+
+
+@pytest.mark.rule("E2", "E3")
+@pytest.mark.parametrize("option", SPELLINGS, ids=lambda option: option.__name__)
+def test_every_value_of_an_option_has_its_caption_and_its_name(option):
+    expected = [(left, right or left) for left, _, right in (pair.partition("=") for pair in SPELLINGS[option].split(";"))]
+    assert [(caption(value), encoded(value)) for value in option] == expected
 
 
 @pytest.mark.rule("H3")
@@ -138,6 +182,31 @@ def test_a_company_is_chosen_by_header_after_path_and_query(full):
                                   f"companies({number(5)})"])
 def test_a_company_that_is_not_there_is_404(full, path):
     assert full.error(path)[:2] == (404, "Internal_CompanyNotFound")
+
+
+@pytest.mark.rule("C1", "C2")
+def test_without_a_company_named_it_is_the_configured_one_or_the_only_one(tmp_path):
+    client = open_client(tmp_path, company="Mine")
+    assert "#companies(" in client.get(RUNS).json()["@odata.context"]
+    with client.http.service.store.write() as connection:
+        fill(connection)                                                            # a second company
+    context = client.get(RUNS).json()["@odata.context"]
+    assert f"({number(900)})" in context                                            # that of the setting
+    renamed = Client(Http(create_app(Settings(home=tmp_path, company="Not there")), client.http.service), client.token)
+    assert renamed.error(RUNS)[:2] == (404, "Internal_CompanyNotFound")
+    for path in ("", "companies", "subscriptions", "entityDefinitions", "$metadata", f"companies({number(901)})/{RUNS}"):
+        assert renamed.get(path).status_code == 200, path
+    assert renamed.ask("POST", "$batch", {"requests": []}).status_code == 200
+    with client.http.service.store.write() as connection:
+        connection.execute(companies.delete().where(companies.c.id == number(900)))
+    assert f"({number(901)})" in renamed.get(RUNS).json()["@odata.context"]         # the only one
+
+
+@pytest.mark.rule("U3")
+def test_a_tenant_may_be_named_on_premises_and_links_repeat_it(full):
+    client = Client(full.http, full.token, "/BC/api/microsoft/cloudMigration/v1.0")
+    link = client.get(f"{RUNS}?tenant=default", Prefer="odata.maxpagesize=1").json()["@odata.nextLink"]
+    assert link.startswith("http://testserver/BC/api/microsoft/cloudMigration/v1.0/companies(") and "tenant=default" in link
 
 
 @pytest.mark.rule("U9", "M3")
@@ -257,6 +326,21 @@ def test_filters_find_what_they_say(full, text, expected):
     assert ids(full, f"{RUNS}?$filter={quote(text)}") == [f"run-{n:02}" for n in expected]
 
 
+@pytest.mark.rule("F2")
+@pytest.mark.parametrize("version", ["1.0", "2.0", "2.1"])
+def test_in_and_or_over_different_fields_are_served_in_every_schema_version(full, version):
+    for text, expected in (("runId in ('run-01','run-11')", ["run-11", "run-01"]),
+                           ("runId eq 'run-00' or tablesFailed gt 0", ["run-10", "run-00"])):
+        assert ids(full, f"{RUNS}?$schemaversion={version}&$filter={quote(text)}") == expected
+
+
+@pytest.mark.rule("F3")
+@pytest.mark.parametrize("text", [f"{TABLES}/any()", f"{TABLES}/all(d:d/status eq 'Failed')", f"{TABLES}/$count gt 1", "round(1.5) eq 2"])
+def test_what_is_not_supported_in_a_filter_is_never_answered_unfiltered(full, text):
+    assert full.error(f"{RUNS}?$filter={quote(text)}")[:2] == (501, "BadRequest_MethodNotImplemented")
+    assert full.error(f"{RUNS}/$count?$filter={quote(text)}")[0] == full.error(f"companies?$expand={RUNS}($filter={quote(text)})")[0] == 501
+
+
 @pytest.mark.rule("F1", "F4", "F6")
 @pytest.mark.parametrize(("text", "expected"), [
     ("name eq 'CRONUS*'", [50]),
@@ -324,6 +408,7 @@ def test_expand_leads_back_to_the_run(full):
     assert row["cloudMigrationStatus"][TABLES][0]["id"] == row["id"]
 
 
+@pytest.mark.rule("P2", "M3")
 def test_companies_expand_any_set(full):
     rows = full.rows(f"companies?$expand={RUNS}($top=1),sourceProductTypes")
     assert [row[RUNS][0]["runId"] for row in rows] == ["run-11", "run-11"] and len(rows[0]["sourceProductTypes"]) == 5
@@ -371,6 +456,29 @@ def test_top_caps_the_total_over_all_pages_and_skip_counts_once(full):
 
 
 @pytest.mark.rule("G1")
+def test_a_page_has_twenty_thousand_rows_unless_a_setting_says_otherwise(full):
+    assert Settings().page_size == 20_000
+    assert full.http.service.settings.page_size == 100
+
+
+@pytest.mark.rule("G2")
+def test_rows_that_come_between_two_pages_neither_shift_nor_repeat_others(tmp_path):
+    client = open_client(tmp_path)
+    with client.http.service.store.write() as connection:
+        fill(connection)
+    pages = [client.get(f"{RUNS}?$orderby=runId", Prefer="odata.maxpagesize=5").json()]
+    with client.http.service.store.write() as connection:
+        for n, run_id in enumerate(("a", "run-03x", "run-07x")):
+            connection.execute(runs.insert().values(
+                id=number(500 + n), run_id=run_id, started_at=START, replication_type=ReplicationType.NORMAL, status=RunStatus.FAILED,
+                source="", details=""))
+    while "@odata.nextLink" in pages[-1]:
+        pages.append(client.get(pages[-1]["@odata.nextLink"].partition("/api/v1.0/")[2]).json())
+    seen = [row["runId"] for page in pages for row in page["value"]]
+    assert seen == [*(f"run-{n:02}" for n in range(8)), "run-07x", *(f"run-{n:02}" for n in range(8, 12))]
+
+
+@pytest.mark.rule("G1")
 def test_a_preferred_page_size_is_confirmed_if_it_makes_sense(full):
     assert full.get(RUNS, Prefer="odata.maxpagesize=5").headers["preference-applied"] == "odata.maxpagesize=5"
     assert full.get(RUNS, Prefer="odata.maxpagesize=5000").headers["preference-applied"] == "odata.maxpagesize=100"
@@ -394,7 +502,6 @@ def test_a_skiptoken_holds_for_its_request_only(full):
 
 @pytest.mark.rule("G1", "P2")
 def test_long_expansions_end_in_a_link_of_their_own(tmp_path):
-    from tests.api.conftest import fill, open_client
     client = open_client(tmp_path, page_size=4)
     with client.http.service.store.write() as connection:
         fill(connection)

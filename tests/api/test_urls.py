@@ -41,6 +41,11 @@ def test_a_plus_in_the_query_is_a_space():
     assert url.options == {"$filter": "a eq '+'"} and url.others == {"company": "C D", "tenant": "t", "": "", "novalue": ""}
 
 
+@pytest.mark.rule("Q3")
+def test_a_query_has_at_most_8099_characters():
+    assert MAX_QUERY == 8099 and parse("/api/v1.0/x", "a" * MAX_QUERY).options == {}
+
+
 @pytest.mark.rule("Q3", "U8")
 @pytest.mark.parametrize(("path", "query", "status"), [
     ("/api/v1.0/x(1", "", 400), ("/api/v1.0/x)", "", 400), ("/api/v1.0/(1)", "", 400), ("/api/v1.0/x(1)y", "", 400),

@@ -1,10 +1,15 @@
 import sqlite3
 from contextlib import closing
+from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
+from skylift.api.render import etag, unset
+from skylift.api.resources import DEFINITIONS, SETS
+from skylift.sample import create_sample
 from skylift.store.tables import apps
-from tests.api.conftest import fill, number, table_count
+from tests.api.conftest import START, fill, number, open_client, table_count
 from tests.migration.lab import Lab
 
 SETUP = "setupCloudMigration"
@@ -106,6 +111,18 @@ def test_a_patch_needs_a_tag_and_a_current_one(client, source):
     assert client.ask("PATCH", path, {}, If_Match="*").json() == answer.json()
 
 
+@pytest.mark.rule("W1")
+@pytest.mark.parametrize("entity_set", [s for s in SETS if s is not DEFINITIONS], ids=lambda s: s.name)
+def test_the_etag_changes_with_every_value_that_is_shown_and_stored(entity_set):
+    values = {"Edm.Guid": number(3), "Edm.Int32": 5, "Edm.Boolean": True, "Edm.Decimal": Decimal("0.5"), "Edm.DateTimeOffset": START}
+    row = SimpleNamespace(**{p.attribute: unset(p) for p in entity_set.properties})
+    tag = etag(entity_set, row)
+    for prop in entity_set.properties:
+        other = list(prop.values)[1] if prop.values else values.get(prop.edm, "x")
+        changed = SimpleNamespace(**vars(row) | {prop.attribute: other})
+        assert (etag(entity_set, changed) != tag) is not prop.secret, prop.name
+
+
 @pytest.mark.rule("W4", "W5")
 def test_what_was_read_may_be_sent_back_with_one_change(client, source):
     connect(client, source)
@@ -160,6 +177,7 @@ def test_a_mapping_is_made_changed_and_deleted(mapped):
     path = f"{MAPPINGS}({made['id']})"
     changed = mapped.ask("PATCH", path, {"targetTableType": "Table_x0020_Extension", "dataPerCompany": True}, If_Match=made["@odata.etag"])
     assert changed.json()["targetTableType"] == "Table Extension" and changed.json()["dataPerCompany"] is True
+    assert changed.json()["tableName"] == made["tableName"] and changed.json()["tableId"] == made["tableId"]      # were not sent
     assert mapped.error(path, "DELETE", If_Match=made["@odata.etag"])[:2] == (409, "Request_EntityChanged")
     assert mapped.ask("DELETE", path).status_code == 204
     assert mapped.error(path, "DELETE")[:2] == (404, "Internal_RecordNotFound")
@@ -167,7 +185,7 @@ def test_a_mapping_is_made_changed_and_deleted(mapped):
 
 @pytest.mark.rule("W5")
 def test_a_mapping_is_unique_by_app_and_table(mapped):
-    mapped.ask("POST", MAPPINGS, MAPPING)
+    assert mapped.ask("POST", MAPPINGS, MAPPING, If_Match='W/"stale"').status_code == 201              # which POST ignores
     assert mapped.error(MAPPINGS, "POST", body=MAPPING | {"tableName": "Other"})[:2] == (409, "Internal_EntityWithSameKeyExists")
 
 
@@ -208,7 +226,6 @@ def test_writes_with_a_read_only_intent_are_refused(mapped):
 
 @pytest.mark.rule("X1")
 def test_a_large_body_is_refused(tmp_path):
-    from tests.api.conftest import open_client
     client = open_client(tmp_path, max_body_bytes=1024)
     assert client.error(MAPPINGS, "POST", body=b" " * 1025)[:2] == (413, "BadRequest")
 
@@ -255,6 +272,52 @@ def test_the_name_of_an_action_works_as_method_for_that_action_only(client, lab)
     assert act(client, f"{path}.runReplication", "RUNREPLICATION").status_code == 204
     assert client.rows(RUNS)[0]["status"] == "In Progress"
     assert client.ask("RUNREPLICATION", RUNS).status_code == 405
+
+
+@pytest.mark.rule("A1")
+def test_upgrade_completion_and_the_runtime_answer_204_too(tmp_path):
+    client = open_client(tmp_path / "home")
+    create_sample(tmp_path / "bc.db", companies=2, rows=20, tables=3)
+    lab = Lab(client.http.service, tmp_path / "bc.db")
+    made = client.ask("POST", SETUP, {"productId": "DynamicsBCLast", "sqlServerType": "SQLServer",
+                                      "sqlConnectionString": f"sqlite:///{tmp_path}/bc.db"}).json()
+    assert act(client, f"{SETUP}({made['id']})/Microsoft.NAV.installedIntegrationRuntime").status_code == 204
+    for row in client.rows(COMPANIES):
+        client.ask("PATCH", f"{COMPANIES}({row['id']})", {"replicate": True}, If_Match="*")
+    last = client.rows(COMPANIES)[-1]["id"]
+    assert act(client, f"{COMPANIES}({last})/Microsoft.NAV.createCompaniesMarkedForReplication").status_code == 204
+    lab.work()
+    oldest = client.rows(RUNS)[-1]["id"]                               # any row will do as what these are bound to
+    assert act(client, f"{RUNS}({oldest})/Microsoft.NAV.runReplication").status_code == 204
+    lab.work()
+    for action in ("runDataUpgrade", "completeCloudMigration"):
+        answer = act(client, f"{RUNS}({client.rows(RUNS)[0]['id']})/Microsoft.NAV.{action}")
+        assert (answer.status_code, answer.content) == (204, b""), answer.text
+        lab.work()
+    assert client.rows(RUNS)[0]["details"] == "The cloud migration has been completed."
+
+
+@pytest.mark.rule("U6", "M4")
+@pytest.mark.parametrize(("path", "action"), [(s.name, a.name) for s in SETS for a in s.actions])
+def test_every_action_has_its_name_as_method_and_its_path_takes_no_other(client, path, action):
+    with client.http.service.store.write() as connection:
+        fill(connection)
+    client.ask("POST", SETUP, {"productId": "Custom", "sqlServerType": "SQLServer"})
+    url = f"{path}({client.rows(path)[0]['id']})/Microsoft.NAV.{action}"
+    for method in ("GET", "PATCH", "DELETE", "RUNNOTHING"):
+        assert client.error(url, method)[:2] == (405, "BadRequest_MethodNotAllowed")
+    named, posted = act(client, url, action.upper()), act(client, url)
+    assert named.status_code == posted.status_code and named.status_code in (204, 400)
+
+
+@pytest.mark.rule("A2")
+def test_actions_that_are_not_there_are_404(client, source):
+    connect(client, source)
+    newest = client.rows(RUNS)[0]["id"]
+    assert client.error(f"{RUNS}({newest})/Microsoft.NAV.runNothing", "POST")[:2] == (404, "BadRequest_ResourceNotFound")
+    assert client.error(f"{RUNS}({newest})/Microsoft.NAV.completeSetup", "POST")[:2] == (404, "BadRequest_ResourceNotFound")
+    assert client.error(f"{RUNS}({number(9)})/Microsoft.NAV.runReplication", "POST")[:2] == (404, "Internal_RecordNotFound")
+    assert client.error(f"{RUNS}/Microsoft.NAV.runReplication", "POST")[0] == 404
 
 
 @pytest.mark.rule("A1")
