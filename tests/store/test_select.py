@@ -1,75 +1,20 @@
-"""Queries give the same rows on every database, and those that a plain evaluation in Python gives."""
+"""Queries give the same rows on every database."""
 
-import operator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from skylift.api.filter import parse_filter
-from skylift.api.resources import RUN_TABLES
 from skylift.model import ProductType, Run, RunTable, SourceCompany
 from skylift.query import Attribute, Call, Literal, Order, Query
-from skylift.runs import CompanySetupStatus, ReplicationType, RunStatus, TableStatus
-from skylift.store import open_store, select
-from skylift.store.tables import run_tables, runs, source_companies
-
-START = datetime(2026, 3, 1, 12, tzinfo=UTC)
-NAMES = ["", "a", "A", "b_", "b%", "[x]", "Ärger", "ärger", "Z*z", "ab\\c", "😀", "straße", "a b", "G_L Entry$437d"]
-CAPTIONS = {TableStatus.IN_PROGRESS: "In Progress", TableStatus.NOT_STARTED: "Not Started"}
-
-
-@contextmanager
-def filled(url):
-    store = open_store(url)
-    with store.write() as connection:
-        fill(connection)
-    yield store
-    store.close()
-
-
-@pytest.fixture(scope="session")
-def sqlite_rows(tmp_path_factory):
-    with filled(f"sqlite:///{tmp_path_factory.mktemp('select')}/store.sqlite") as store:
-        yield store
-
-
-@pytest.fixture(scope="session")
-def postgres_rows(postgres_url):
-    url = sa.engine.make_url(postgres_url)
-    server = sa.create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
-    name = f"test_{uuid4().hex[:12]}"
-    with server.connect() as connection:
-        connection.exec_driver_sql(f'create database "{name}"')
-        with filled(url.set(database=name).render_as_string(hide_password=False)) as store:
-            yield store
-        connection.exec_driver_sql(f'drop database "{name}" with (force)')
-    server.dispose()
+from skylift.runs import CompanySetupStatus, RunStatus, TableStatus
+from skylift.store import select
+from tests.store.conftest import NAMES, START
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request):
     return request.getfixturevalue("sqlite_rows" if request.param == "sqlite" else "postgres_rows")
-
-
-def fill(connection):
-    for n in range(6):
-        connection.execute(runs.insert().values(
-            id=UUID(int=n + 1), run_id=f"r{n}", started_at=START + timedelta(hours=n), ended_at=None if n % 3 == 2 else START,
-            replication_type=ReplicationType.NORMAL, status=list(RunStatus)[n], source=NAMES[n], details=NAMES[-n]))
-    for n in range(len(NAMES) * 2):
-        connection.execute(run_tables.insert().values(
-            id=UUID(int=100 + n), run_id=f"r{n % 5}", company_name=NAMES[n // 2], table_name=NAMES[n % len(NAMES)] + str(n % 3),
-            status=list(TableStatus)[n % 5], records_copied=n, total_records=n * n % 17, errors=NAMES[-n % len(NAMES)],
-            ended_at=None if n % 2 else START + timedelta(minutes=n)))
-    for n, name in enumerate(NAMES[1:]):
-        connection.execute(source_companies.insert().values(
-            id=UUID(int=200 + n), name=name, display_name=name, estimated_size=Decimal(n) / 8, replicate=n % 2 == 0, created=n % 3 == 0))
 
 
 def names(store, where, kind=SourceCompany, order=("name",)):
@@ -182,95 +127,3 @@ def test_a_run_is_reached_from_its_tables(store):
         found = select.select(connection, RunTable, Query(where=of("not", of("eq", status, RunStatus.IN_PROGRESS))))
         assert {row.run_id for row in found} == {"r0", "r2", "r3", "r4"}
         assert select.count(connection, RunTable, of("gt", Attribute("tables_failed", ("run",)), 100)) == 0
-
-
-# ------------------------------------------------------------------ random filters, judged by Python
-# A strategy draws pairs: the filter as text, and what it means for a row. Nothing of skylift is used for the meaning.
-
-OPERATORS = {name: getattr(operator, name) for name in ("eq", "ne", "gt", "ge", "lt", "le")}
-
-SEARCHES = {"contains": "__contains__", "startswith": "startswith", "endswith": "endswith"}
-
-
-def quoted(text):
-    return "'" + text.replace("'", "''") + "'"
-
-
-def constant(text, value):
-    return text, lambda row: value
-
-
-words = st.sampled_from([*NAMES, "$", "*", "'", "0", "e", "Progress", "in"]).map(lambda w: constant(quoted(w), w))
-numbers = st.one_of(st.integers(-3, 40), st.decimals(-3, 40, places=1)).map(lambda n: constant(str(n), n))
-moments = st.integers(-2, 40).map(lambda n: START + timedelta(minutes=n)).map(lambda t: constant(f"{t:%Y-%m-%dT%H:%MZ}", t))
-texts = st.recursive(
-    st.one_of(words, st.sampled_from([
-        ("companyName", lambda row: row.company_name), ("tableName", lambda row: row.table_name), ("errors", lambda row: row.errors),
-        ("runId", lambda row: row.run_id), ("tolower(status)", lambda row: CAPTIONS.get(row.status, row.status.value).lower())])),
-    lambda inner: st.one_of(
-        inner.map(lambda a: (f"tolower({a[0]})", lambda row: a[1](row).lower())),
-        inner.map(lambda a: (f"toupper({a[0]})", lambda row: a[1](row).upper())),
-        inner.map(lambda a: (f"trim({a[0]})", lambda row: a[1](row).strip(" \t\r\n\v\f"))),
-        st.tuples(inner, inner).map(lambda p: (f"concat({p[0][0]},{p[1][0]})", lambda row: p[0][1](row) + p[1][1](row))),
-        st.tuples(inner, st.integers(0, 4), st.integers(0, 4)).map(
-            lambda p: (f"substring({p[0][0]},{p[1]},{p[2]})", lambda row: p[0][1](row)[p[1]:p[1] + p[2]]))), max_leaves=4)
-counts = st.one_of(
-    numbers, st.sampled_from([("recordsCopied", lambda row: row.records_copied), ("totalRecords", lambda row: row.total_records)]),
-    texts.map(lambda a: (f"length({a[0]})", lambda row: len(a[1](row)))),
-    st.tuples(texts, texts).map(lambda p: (f"indexof({p[0][0]},{p[1][0]})", lambda row: p[0][1](row).find(p[1][1](row)))))
-
-
-def comparison(sides, names=tuple(OPERATORS)):
-    return st.tuples(sides, st.sampled_from(names), sides).map(
-        lambda p: (f"{p[0][0]} {p[1]} {p[2][0]}", lambda row: OPERATORS[p[1]](p[0][1](row), p[2][1](row))))
-
-
-def plain(pair):
-    """Whether no literal is a pattern, whose meaning has its own tests."""
-    return "*" not in pair[0]
-
-
-conditions = st.recursive(
-    st.one_of(
-        comparison(texts.filter(plain)), comparison(counts), comparison(moments),
-        st.tuples(texts, st.sampled_from(tuple(SEARCHES)), texts).map(
-            lambda p: (f"{p[1]}({p[0][0]},{p[2][0]})", lambda row: getattr(str, SEARCHES[p[1]])(p[0][1](row), p[2][1](row)))),
-        st.lists(st.sampled_from(list(TableStatus)), min_size=1, max_size=3).map(
-            lambda s: (f"status in ({','.join(quoted(CAPTIONS.get(v, v.value)) for v in s)})", lambda row: row.status in s)),
-        st.lists(st.integers(0, 30), min_size=1, max_size=3).map(
-            lambda s: (f"recordsCopied in ({','.join(map(str, s))})", lambda row: row.records_copied in s)),
-        st.tuples(st.sampled_from(tuple(OPERATORS)), st.sampled_from(list(TableStatus))).map(
-            lambda p: (f"status {p[0]} {quoted(p[1].value)}",
-                       lambda row: OPERATORS[p[0]](list(TableStatus).index(row.status), list(TableStatus).index(p[1])))),
-        st.sampled_from([("true", lambda row: True), ("errors eq null", lambda row: row.errors == ""),
-                         ("null ne companyName", lambda row: row.company_name != "")])),
-    lambda inner: st.one_of(
-        inner.map(lambda a: (f"not ({a[0]})", lambda row: not a[1](row))),
-        st.tuples(inner, inner).map(lambda p: (f"({p[0][0]}) and ({p[1][0]})", lambda row: p[0][1](row) and p[1][1](row))),
-        st.tuples(inner, inner).map(lambda p: (f"({p[0][0]}) or ({p[1][0]})", lambda row: p[0][1](row) or p[1][1](row))),
-        st.tuples(inner, st.booleans()).map(
-            lambda p: (f"({p[0][0]}) eq {str(p[1]).lower()}", lambda row: bool(p[0][1](row)) == p[1]))), max_leaves=8)
-
-
-def check(store, condition):
-    text, meaning = condition
-    where = parse_filter(text, RUN_TABLES, "1.0")
-    with store.read() as connection:
-        rows = select.select(connection, RunTable, Query())
-        expected = {row.id for row in rows if meaning(row)}
-        assert {row.id for row in select.select(connection, RunTable, Query(where=where))} == expected, text
-        assert select.count(connection, RunTable, where) == len(expected), text
-
-
-@pytest.mark.rule("F1", "F3")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(conditions)
-def test_random_filters_find_on_sqlite_what_python_finds(sqlite_rows, condition):
-    check(sqlite_rows, condition)
-
-
-@pytest.mark.rule("F1", "F3")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(conditions)
-def test_random_filters_find_on_postgresql_what_python_finds(postgres_rows, condition):
-    check(postgres_rows, condition)
