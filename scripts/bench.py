@@ -161,16 +161,14 @@ def incrementally(source: str, target: str, changes: str, runs: str) -> dict:
 
 
 def run(source: str, target: str, every: bool = False, verify: bool = True) -> list:
-    from skylift.connectors import open_source, open_target
+    from skylift.connectors import opened
     from skylift.engine.pool import copy_tables
     from skylift.model import CopyTask, TargetName
     from skylift.runs import TableStatus
-    reader, writer = open_source(f"sqlite:///{source}"), open_target(f"duckdb:///{target}")
-    tables = [table for table in reader.tables() if every or table.name.endswith(f"${ENTRIES}")]
-    tasks = [CopyTask("", table.name, table, TargetName("", table.name)) for table in tables]
-    progress = list(copy_tables(tasks, reader, writer, copy_id=uuid.uuid4().hex, consumer="bench", workers=2, verify=verify))
-    writer.close()
-    reader.close()
+    with opened(f"sqlite:///{source}", f"duckdb:///{target}") as (reader, writer):
+        tables = [table for table in reader.tables() if every or table.name.endswith(f"${ENTRIES}")]
+        tasks = [CopyTask("", table.name, table, TargetName("", table.name)) for table in tables]
+        progress = list(copy_tables(tasks, reader, writer, copy_id=uuid.uuid4().hex, consumer="bench", workers=2, verify=verify))
     assert all(p.status is not TableStatus.FAILED for p in progress), [p.error for p in progress]
     return progress
 

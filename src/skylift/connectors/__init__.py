@@ -7,8 +7,9 @@ short method; shared code never asks "which database?".
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from skylift.connectors import sqlserver_url
-from skylift.errors import SetupError
+from skylift.errors import SetupError, SkyliftError
 from skylift.losses import Losses
 from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 
@@ -181,6 +182,22 @@ def open_target(url: str, losses: Losses | None = None) -> Target:
     target: Target = _driver(parsed, "target", _TARGETS).open_target(parsed)
     target.losses = losses or Losses()
     return target
+
+
+@contextmanager
+def opened(source_url: str, target_url: str, losses: Losses | None = None) -> Iterator[tuple[Source, Target]]:
+    """Both sides, opened at the same time, and closed when the block ends. Raises what `open_source` and `open_target` raise."""
+    losses = losses or Losses()
+    with ThreadPoolExecutor(1, "open-target") as pool:
+        opening = pool.submit(open_target, target_url, losses)
+        try:
+            source = open_source(source_url, losses)
+        except BaseException:
+            with suppress(SkyliftError):
+                opening.result().close()
+            raise
+    with closing(source), closing(opening.result()) as target:
+        yield source, target
 
 
 def parse_url(url: str) -> URL:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import sqlalchemy as sa
 
-from skylift.connectors import open_source, open_target
+from skylift.connectors import opened
 from skylift.engine.plan import of_companies, plan
 from skylift.engine.verify import TableDifference, compare_tables
 from skylift.errors import StateError
@@ -46,15 +46,8 @@ def compare(service: Service, stop: Callable[[], bool] = lambda: False) -> Itera
         left_out = {(r.company_name, r.table_name) for r in connection.execute(sa.select(registry).where(~registry.c.replicate))}
     if not row["source_url"]:
         raise StateError("no source is connected yet", hint="connect one first: skylift setup --product P --source URL", code="NotSetUp")
-    losses = Losses(service.settings.accept)
-    source = open_source(service.box.open(row["source_url"]), losses)
-    try:
-        target = open_target(service.box.open(row["target_url"]), losses)
-        try:
-            whole = plan(find_product(row["product_id"]).discover(source), mappings, source.tables, target.max_name_bytes)
-            tasks = [task for task in of_companies(whole, marked).tasks if (task.company, task.table_name) not in left_out]
-            yield from compare_tables(tasks, source, target, workers=service.settings.workers, stop=stop)
-        finally:
-            target.close()
-    finally:
-        source.close()
+    sides = opened(service.box.open(row["source_url"]), service.box.open(row["target_url"]), Losses(service.settings.accept))
+    with sides as (source, target):
+        whole = plan(find_product(row["product_id"]).discover(source), mappings, source.tables, target.max_name_bytes)
+        tasks = [task for task in of_companies(whole, marked).tasks if (task.company, task.table_name) not in left_out]
+        yield from compare_tables(tasks, source, target, workers=service.settings.workers, stop=stop)
