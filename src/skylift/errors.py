@@ -88,7 +88,7 @@ class Transient(SkyliftError):
 
 
 # A value is quoted with doubled quotes, or braced, or goes on to the next separator (ADO and ODBC syntax alike).
-_SECRET = re.compile(r"""(://[^:/@\s]*:)[^@\s]+(@)|(\w*(?:passwor[dt]|pwd|key|secret|token|signature)\s*=\s*)"""
+_SECRET = re.compile(r"""(://[^:/@\s]*:)[^@\s]+(@)|((?<!\w)\w*(?:passwor[dt]|pwd|key|secret|token|signature)\s*=\s*)"""
                      r"""(?:"(?:[^"]|"")*"?|'(?:[^']|'')*'?|\{(?:[^}]|\}\})*\}?|[^;&\s]*)""", re.IGNORECASE)
 
 
