@@ -7,7 +7,7 @@ and the faces show (`None` for a time means "not yet").
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -29,6 +29,13 @@ from skylift.runs import (
 
 NO_ID = UUID(int=0)
 ARROW = "arrow"     # record batches with the columns of the table's schema; every source and target speaks it
+
+def time_text(value: datetime) -> str:
+    """UTC, up to three decimals, trailing zeros cut (odata.md H4)."""
+    milliseconds = value.microsecond // 1000
+    fraction = f".{milliseconds:03d}".rstrip("0") if milliseconds else ""
+    return f"{value.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}{fraction}Z"
+
 
 # ------------------------------------------------------------------ what moves
 
@@ -256,6 +263,22 @@ class Subscription:
     modified_at: datetime
     created_by: UUID = NO_ID
     modified_by: UUID = NO_ID
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A call to a receiver of webhooks."""
+
+    id: int
+    at: datetime
+    url: str                       # without its query
+    subscriptions: str             # ids, separated by blanks
+    items: int
+    attempt: int                   # 1 = the first
+    status: int                    # of HTTP; 0 = no answer
+    outcome: str                   # delivered, again, removed, given up
+    error: str
+    duration_ms: int
 
 
 @dataclass(frozen=True, slots=True)

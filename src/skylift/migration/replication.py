@@ -8,8 +8,9 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from skylift.errors import SetupError, StateError, redact
+from skylift.migration.changes import note, update_companies
 from skylift.migration.service import Service, Verb, count_tables, get_row, newest_run
-from skylift.model import Run
+from skylift.model import Run, RunTable
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.store import to_row
@@ -65,7 +66,7 @@ class ReplicationVerbs(Service):
             verb.permit("reset_cloud_data")
             verb.connection.execute(registry.update().values(synced_version=0))
             if verb.state is MigrationState.UPGRADE_FAILED:
-                verb.connection.execute(source_companies.update().values(upgrade_status=UpgradeStatus.NONE, upgrade_error=""))
+                update_companies(verb.connection, upgrade_status=UpgradeStatus.NONE, upgrade_error="")
                 verb.connection.execute(upgrade_tags.delete())
                 verb.move("reset")
             else:
@@ -161,7 +162,9 @@ def fail_run(verb: Verb, run: Run, reason: str) -> RunStatus:
 
 def _close_tables(verb: Verb, run: Run) -> None:
     """Nothing of an ended run remains open for ever."""
-    verb.connection.execute(run_tables.update().where(run_tables.c.run_id == run.run_id, run_tables.c.status.in_(_OPEN)).values(
+    still_open = sa.and_(run_tables.c.run_id == run.run_id, run_tables.c.status.in_(_OPEN))
+    note(verb.connection, RunTable, sa.select(run_tables.c.id).where(still_open))
+    verb.connection.execute(run_tables.update().where(still_open).values(
         status=TableStatus.FAILED, errors="The table was not replicated: the run ended before it. Run the replication again.",
         error_code="NotReplicated", ended_at=verb.after(run)))
 
@@ -170,9 +173,8 @@ def _await_upgrade(verb: Verb) -> None:
     """Every company of which something has been copied waits for its upgrade; one without tables does too."""
     copied = sa.exists().where(run_tables.c.company_name == source_companies.c.name, run_tables.c.status == TableStatus.SUCCESSFUL)
     has_tables = sa.exists().where(registry.c.company_name == source_companies.c.name)
-    verb.connection.execute(source_companies.update().where(
-        source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE, sa.or_(copied, ~has_tables)
-    ).values(upgrade_status=UpgradeStatus.PENDING))
+    update_companies(verb.connection, source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE,
+                     sa.or_(copied, ~has_tables), upgrade_status=UpgradeStatus.PENDING)
 
 
 def _leave_replicating(verb: Verb, event: str) -> None:

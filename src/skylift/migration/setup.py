@@ -17,10 +17,11 @@ import sqlalchemy as sa
 from skylift.connectors import Source, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
 from skylift.errors import NotFound, SetupError, SkyliftError, StateError, Transient, redact
+from skylift.migration.changes import note, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
-from skylift.model import Setup
+from skylift.model import Setup, SourceCompany
 from skylift.products import Catalogue, Product, measured
 from skylift.products.naming import same_name
 from skylift.products.registry import find_product
@@ -218,14 +219,16 @@ class SetupVerbs(Service):
                                  hint="begin with a new home folder and another setting 'company'", code="NameCollision")
             size = {"display_name": company.display_name, "estimated_size": company.estimated_size}
             if company.name in known:
-                connection.execute(source_companies.update().where(source_companies.c.name == company.name).values(size))
+                update_companies(connection, source_companies.c.name == company.name, **size)
             else:
-                connection.execute(source_companies.insert().values(id=uuid4(), name=company.name, **size))
+                note(connection, SourceCompany, [id := uuid4()], created=True)
+                connection.execute(source_companies.insert().values(id=id, name=company.name, **size))
         gone = known.keys() - {company.name for company in found.companies}
         for name in sorted(gone):
             if known[name].created:
-                connection.execute(source_companies.update().where(source_companies.c.name == name).values(replicate=False))
+                update_companies(connection, source_companies.c.name == name, replicate=False)
             else:
+                note(connection, SourceCompany, [known[name].id], deleted=True)
                 connection.execute(source_companies.delete().where(source_companies.c.name == name))
             verb.log(f"company {name}", "gone_from_source")
         connection.execute(apps.delete())
@@ -250,7 +253,7 @@ class SetupVerbs(Service):
             verb.move("disable", details, disabled_reason=reason, creation_task="", creation_error="")
         else:
             verb.set(disabled_reason=reason)
-        connection.execute(source_companies.update().values(init_scheduled=False))
+        update_companies(connection, source_companies.c.init_scheduled, init_scheduled=False)
         verb.add_run(RunStatus.COMPLETED, details, find_product(verb.row["product_id"]).display_name,
                      event="complete" if reason == "Completed" else "disable")
 
