@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from skylift.connectors import Source, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
-from skylift.errors import NotFound, SetupError, SkyliftError, StateError, Transient, redact
+from skylift.errors import CopyError, NotFound, SetupError, SkyliftError, StateError, Transient, redact
 from skylift.migration.changes import note, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
@@ -165,7 +165,8 @@ class SetupVerbs(Service):
                 raise verb.refusal() from None
             verb.add_run(RunStatus.COMPLETED, "The migration has been set up. The source has "
                          f"{_count(len(found.companies), 'company', 'companies')} and "
-                         f"{_count(len(whole.tasks), 'table', 'tables')}.", product.display_name, event="set_up")
+                         f"{_count(len(whole.tasks), 'table', 'tables')}." + "".join(f" Note: {note}." for note in found.notes),
+                         product.display_name, event="set_up")
             return replace(answer, state=verb.state)
 
     def _register_agent(self, answer: Setup, common: dict[str, Any], if_match: IfMatch) -> Setup:
@@ -287,7 +288,10 @@ def _all_upgraded(connection: sa.Connection) -> bool:
 
 def discover(product: Product, source: Source, target_url: str, mappings: list[Any]) -> tuple[Catalogue, Plan]:
     """What the source holds and how it would be copied. Raises SetupError if a name collides or the target cannot be used."""
-    found = measured(product.discover(source), source)
+    try:
+        found = measured(product.discover(source), source)
+    except CopyError as error:                          # the catalogue itself cannot be read
+        raise SetupError(error.message, hint=error.hint, code=error.code) from None
     try:
         target = open_target(target_url)
     except Transient as error:                          # somebody else has it open; nothing was started
