@@ -1,6 +1,7 @@
 """The outbox: what is written into it, by whom, and what a subscription's receiver is owed; on both databases of the store."""
 
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -211,6 +212,34 @@ def test_no_change_becomes_visible_behind_a_subscriptions_back(postgres_database
     assert order == ["first", "second"]
     assert owed(store, id) == [(IDS[0], "updated"), (IDS[1], "updated")]
     store.close()
+
+
+def test_a_group_of_requests_and_a_run_note_at_the_same_time_and_neither_fails(store):
+    """What a batch does as one transaction over one snapshot, while a coordinator writes progress (odata.md B3)."""
+    id, ended, errors = subscribe(store), threading.Event(), []
+
+    def progress():
+        n = 0
+        while not ended.is_set():
+            try:
+                write(store, Run, IDS[n % 50])
+            except Exception as error:
+                errors.append(error)
+            n += 1
+
+    thread = threading.Thread(target=progress)
+    thread.start()
+    try:
+        for n in range(10):
+            with store.together():
+                for i in range(3):
+                    write(store, Run, IDS[100 + 3 * n + i])
+                    time.sleep(0.005)
+    finally:
+        ended.set()
+        thread.join()
+    assert errors == []
+    assert {entity for entity, _ in owed(store, id)} >= set(IDS[100:130])
 
 
 # ------------------------------------------------------------------ who notes what: an independent judge
