@@ -476,6 +476,14 @@ def test_a_content_id_is_referred_to_in_its_change_set_and_behind_it(client):
 
 
 @pytest.mark.rule("B6", "B4")
+def test_a_change_set_that_numbers_like_a_failed_one_is_its_own(client):
+    patch = http_part("DELETE $1 HTTP/1.1\n", Content_ID="2")
+    text = multipart("outer", change_set(post_part(1, Content_ID="1"), post_part(1)), change_set(post_part(2, Content_ID="1"), patch))
+    [failed, second] = send(client, text, Prefer="continue-on-error")
+    assert failed[1] == "HTTP/1.1 409 Conflict" and [answer[1][9:12] for answer in second] == ["201", "204"]
+
+
+@pytest.mark.rule("B6", "B4")
 @pytest.mark.parametrize("text", [
     "", "--outer--\n", "--outer\n" + http_part("GET companies HTTP/1.1\n"), multipart("other", http_part("GET companies HTTP/1.1\n")),
     multipart("outer", http_part("GET companies\n")), multipart("outer", http_part("")),
