@@ -19,15 +19,13 @@ from skylift.engine.verify import compare_tables
 from skylift.errors import SetupError, SourceChanged, TargetFailed, Transient
 from skylift.model import CopyTask, TargetName
 from skylift.runs import TableStatus
-from tests.connectors.labs import DuckDBLab, SqliteLab, migrate
+from tests.connectors.labs import TARGETS, DuckDBLab, SqliteLab, migrate
 from tests.connectors.test_conformance import ITEM, KEY, insert, simple, successful
 
 CHILD = """
 import sys
-import skylift.connectors.duckdb
-skylift.connectors.duckdb.DuckDBTarget.chunk_rows = 500
 from tests.connectors.labs import migrate
-results = migrate(*sys.argv[1:4])
+results = migrate(*sys.argv[1:4], chunk_rows=500)
 for progress in results.values():
     if progress.error:
         sys.exit(f"{type(progress.error).__name__}: {progress.error}")
@@ -62,11 +60,13 @@ def fill(source, tables=4):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_resumes_and_ends_exact(source, target, tmp_path):
+@pytest.mark.parametrize("kind", sorted(TARGETS))
+def test_a_run_killed_at_any_moment_resumes_and_ends_exact(source, kind, tmp_path):
     """kill -9 at random moments of full and incremental runs; the judge compares every row of every table."""
     fill(source)
+    target, unhurt = (TARGETS[kind](tmp_path / folder) for folder in ("killed", "unhurt"))
     begun = time.monotonic()
-    assert child(source, DuckDBLab(tmp_path / "unhurt"), "timing").wait() == 0
+    assert child(source, unhurt, "timing").wait() == 0
     whole = time.monotonic() - begun               # of a run that nobody kills: kills fall anywhere within
     chance = random.Random(11)
     names = ["big", "keyless", *(f"small{i}" for i in range(4))]
