@@ -99,7 +99,7 @@ class Watermark:
 
     feed: str            # 'change_log' or 'fingerprint' (connectors name their own)
     position: int        # 0 = never copied
-    incarnation: str     # identity of the source database; another one means: copy whole
+    incarnation: str     # identity of the source database; another one means: copy whole. Without a feed ('sweep'): why there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Progress:
     total_rows: int = 0            # rows of the source table (estimate until the task has ended)
     size_bytes: int = 0            # Arrow bytes moved so far
     mode: str = ""                 # 'full', 'incremental' or 'unchanged'
-    reason: str = ""               # why a full copy was made where an incremental one was asked for
+    reason: str = ""               # why a full copy or a comparison was made where changes were asked for
     losses: str = ""               # which values were changed as the setting `accept` allows, counted
     inserted: int = 0
     updated: int = 0

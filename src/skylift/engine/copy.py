@@ -260,7 +260,7 @@ def build_name(name: TargetName) -> TargetName:
 def _check_count(table: str, changes: Changes, rows: int, t: Transaction, name: TargetName) -> None:
     """Every touched key has been brought up to date, so equal counts prove that no delete went unseen (libraries.md §4)."""
     if changes.rows_now is not None and not changes.moving and not rows == changes.rows_now == t.count(name):
-        raise SourceChanged(f"{table}: the change log lacks deletes (INSERT OR REPLACE over a unique index): "
+        raise SourceChanged(f"{table}: the change log lacks deletes (a table emptied, or rows replaced, without a word to it): "
                             f"{rows} rows by the log, {changes.rows_now} in the source")
 
 
