@@ -5,15 +5,20 @@ import email
 import json
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from skylift.api.batch import ROLLED_BACK
 from skylift.errors import Transient
+from skylift.migration.changes import note
+from skylift.model import SourceCompany
 from skylift.store import Store
-from skylift.store.tables import apps
-from tests.api.conftest import fill, number, open_client
+from skylift.store.tables import apps, changes, subscriptions
+from tests.api.conftest import START, fill, number, open_client
 from tests.migration.lab import Lab
 
 RUNS, MAPPINGS, COMPANIES, SETUP = "cloudMigrationStatus", "tableMappings", "cloudMigrationCompanies", "setupCloudMigration"
@@ -334,6 +339,36 @@ def test_verbs_of_others_wait_for_the_end_of_a_transaction_and_see_what_it_did(c
         order.append("together")
     thread.join(20)
     assert order == ["together", "other"]
+
+
+@pytest.mark.rule("B3", "K4")
+def test_what_a_transaction_takes_back_is_not_told_and_what_it_did_is_told_once(client):
+    """Beside a run that writes what webhooks tell of at the same time."""
+    store, [row] = client.http.service.store, client.rows(COMPANIES)
+    with store.write() as connection:
+        connection.execute(subscriptions.insert().values(
+            id="x", kind="SourceCompany", created_at=START, modified_at=START, expires_at=START.replace(year=9999), user_id=number(0),
+            created_by=number(0), modified_by=number(0)))
+
+    def told():
+        with store.read() as connection:
+            return [change.entity_id for change in connection.execute(sa.select(changes))]
+
+    def mark(replicate):
+        return {"method": "PATCH", "url": f"{COMPANIES}({row['id']})", "headers": {"If-Match": "*"}, "body": {"replicate": replicate}}
+
+    def run():
+        for n in range(20):
+            with store.write() as connection:
+                note(connection, SourceCompany, [number(n)])
+
+    assert statuses(client, mark(False), WRONG, Isolation="snapshot") == [200, 404] and told() == []
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(run)
+        for n in range(20):
+            assert statuses(client, mark(n % 2 == 0), get(RUNS), mark(n % 2 == 1), Isolation="snapshot") == [200] * 3
+        running.result()
+    assert sorted(told()) == sorted([*(number(n) for n in range(20)), UUID(row["id"])])
 
 
 # ------------------------------------------------------------------ B4: dependencies and references
