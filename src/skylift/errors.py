@@ -87,6 +87,7 @@ class Transient(SkyliftError):
     code = "Transient"
 
 
+# The name of a secret is looked for from the beginning of a word only: a long word costs its length, not the square of it.
 # A value is quoted with doubled quotes, or braced, or goes on to the next separator (ADO and ODBC syntax alike).
 _SECRET = re.compile(r"""(://[^:/@\s]*:)[^@\s]+(@)|((?<!\w)\w*(?:passwor[dt]|pwd|key|secret|token|signature)\s*=\s*)"""
                      r"""(?:"(?:[^"]|"")*"?|'(?:[^']|'')*'?|\{(?:[^}]|\}\})*\}?|[^;&\s]*)""", re.IGNORECASE)
