@@ -45,3 +45,8 @@ class Losses:
         with self._lock:
             found = sorted(key for key in self._counts if key[0] == table)
             return "; ".join(f"{column}: {self._counts.pop((path, column, kind)):,} {KINDS[kind]}" for path, column, kind in found)
+
+
+def taken(table: str, *several: Losses) -> str:
+    """What has been changed in the table, as several of these have counted it; one that is there twice says it once."""
+    return "; ".join(filter(None, (losses.taken(table) for losses in dict.fromkeys(several))))

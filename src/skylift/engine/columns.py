@@ -12,9 +12,9 @@ from skylift.model import ARROW, Table
 
 
 def columns_of(table: Table) -> str:
-    """Names, order and types of a table's columns, its key, and its format unless that is Arrow."""
+    """Its path in the source, names, order and types of its columns, its key, and its format unless that is Arrow."""
     native = {} if table.format == ARROW else {"format": table.format, "declared": table.source_types}
-    return json.dumps({"columns": {field.name: str(field.type) for field in table.schema}, "key": table.key, **native})
+    return json.dumps({"columns": {field.name: str(field.type) for field in table.schema}, "key": table.key, "from": table.path, **native})
 
 
 def table_of(name: str, columns: str) -> Table:
@@ -22,6 +22,11 @@ def table_of(name: str, columns: str) -> Table:
     kept = json.loads(columns)
     return Table(name, pa.schema([(column, _type(text)) for column, text in kept["columns"].items()]), tuple(kept["key"]),
                  source_types=tuple(kept.get("declared", [""] * len(kept["columns"]))), format=kept.get("format", ARROW))
+
+
+def filled_from(columns: str) -> str:
+    """The path of the source table whose rows a target table holds; '' if that was not written down yet."""
+    return json.loads(columns).get("from", "")
 
 
 def schema_change(kept: Table, now: Table) -> SchemaChanged | None:

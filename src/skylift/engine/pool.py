@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from skylift.connectors import SWEEP, CopyPlan, Source, TableState, Target
-from skylift.engine.columns import schema_change, table_of
+from skylift.engine.columns import filled_from, schema_change, table_of
 from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name
 from skylift.errors import CopyError, SkyliftError, SourceChanged, Transient
+from skylift.losses import taken
 from skylift.model import ARROW, Chunk, CopyTask, Progress, Table, TargetName, Watermark
 from skylift.runs import TableStatus
 
@@ -30,7 +31,8 @@ def copy_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, co
                 stop: Callable[[], bool] = lambda: False, verify: bool = True) -> Iterator[Progress]:
     """Bring every task's table up to date; yield after each commit. The last Progress of a task is Successful or Failed.
 
-    Calling again with the same `copy_id` continues what a killed call has left. Returns early when `stop()` turns true.
+    Calling again with the same `copy_id` continues what a killed call has left. Returns early when `stop()` turns true, after what
+    was committed until then has been told.
     A table that fails is a Progress with its error and the others go on. Raises TargetFailed when the target as a whole
     is unusable, and whatever the source raises before the first table.
     """
@@ -44,7 +46,7 @@ def copy_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, co
                 item = work.results.get(timeout=0.2)
             except queue.Empty:
                 if stop():
-                    return
+                    break
                 continue
             if isinstance(item, BaseException):
                 raise item
@@ -52,6 +54,11 @@ def copy_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, co
     finally:
         cancelled.set()
         work.pool.shutdown(wait=True, cancel_futures=True)
+    while not work.results.empty():                     # committed while the others were stopping
+        item = work.results.get()
+        if isinstance(item, BaseException):
+            raise item
+        yield work.note(item)
     if not stop():
         work.confirm()
 
@@ -93,8 +100,6 @@ class _Work:
                 self._reasons[task.target] = reason
                 whole.append(task)
             elif SWEEP in (state.watermark.feed, self._watermarks[task.table.path].feed):
-                if why := _why_swept(self._watermarks[task.table.path]):
-                    self._reasons[task.target] = why
                 self._submit(self._sweep, task, state)
             else:
                 incremental.append((task, state))
@@ -167,7 +172,7 @@ class _Work:
         except (CopyError, Transient) as error:
             self.results.put(Progress(task, TableStatus.FAILED, error=error))
             return
-        self.results.put(self._explained(progress))
+        self.results.put(progress)
 
     def _sweep(self, task: CopyTask, state: TableState) -> None:
         copier, watermark = self.copier, self._watermarks[task.table.path]
@@ -272,13 +277,13 @@ class _Work:
         raise AssertionError("unreachable")
 
     def _explained(self, progress: Progress) -> Progress:
-        """With the reason for not following a feed."""
+        """With the reason for a full copy."""
         return replace(progress, reason=self._reasons.get(progress.task.target, ""))
 
     def _counted(self, progress: Progress) -> Progress:
         """With the accepted changes to values."""
-        both = {side.losses: None for side in (self.copier.source, self.copier.target)}
-        return replace(progress, losses="; ".join(filter(None, (losses.taken(progress.task.table.path) for losses in both))))
+        copier = self.copier
+        return replace(progress, losses=taken(progress.task.table.path, copier.source.losses, copier.target.losses))
 
 
 class _LargeCopy:
@@ -334,11 +339,6 @@ class _LargeCopy:
             work.results.put(Progress(task, TableStatus.FAILED, error=error))
 
 
-def _why_swept(watermark: Watermark) -> str:
-    """Why a table is compared row by row, where its source has said so."""
-    return f"compared row by row: {watermark.incarnation}" if watermark.feed == SWEEP and watermark.incarnation else ""
-
-
 def _why_whole(copier: Copier, task: CopyTask, state: TableState | None, watermark: Watermark) -> str | CopyError:
     """Why a table is copied whole, '' if it need not be; an error if an incremental copy was asked for and cannot be had."""
     if state is None:
@@ -346,6 +346,8 @@ def _why_whole(copier: Copier, task: CopyTask, state: TableState | None, waterma
     if task.full:
         return "a full copy was asked for"
     table, kept = task.table, table_of(task.table.path, state.columns)
+    if (path := filled_from(state.columns)) not in ("", table.path):      # a mapping has changed: its feed says nothing of these rows
+        return f"it was filled from '{path}' before"
     if changed := schema_change(kept, table):
         return changed
     if kept.format != table.format:
