@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
 
 import duckdb
 import httpx
@@ -18,12 +17,11 @@ from typer.testing import CliRunner
 from skylift.cli import app
 from skylift.cli.follow import Pace, Tally
 from skylift.migration import Migration
-from skylift.model import NO_ID, Setup
+from skylift.model import Setup
 from skylift.query import Query
 from skylift.sample import BASE, create_sample
-from skylift.settings import Settings, load_settings
+from skylift.settings import Settings
 from skylift.store import open_store
-from skylift.store.tables import deliveries, subscriptions
 
 COMPANY = "CRONUS International Ltd_"
 ENTRIES = f'"{COMPANY}$G_L Entry${BASE}"'
@@ -83,7 +81,7 @@ def test_help_of_every_command_ends_with_an_example_of_it(call, command):
     assert out.rstrip().splitlines()[-1].strip(" │").startswith(f"Example: skylift {' '.join(command)}")
     for option in ("--home", "--json"):
         assert option in out
-    assert ("--target" in out) == (command[-1] in ("setup", "companies", "run", "upgrade", "verify", "serve", "coordinate"))
+    assert ("--target" in out) == (command[-1] in ("setup", "companies", "run", "cancel", "upgrade", "verify", "serve", "coordinate"))
 
 
 def test_life_of_a_migration_from_setup_to_completion(call, source):
@@ -234,6 +232,27 @@ def test_a_run_or_an_upgrade_that_nobody_works_on_is_gone_on_with_when_it_is_ask
     assert (code, "Completed" in out, "an upgrade is under way already" in error) == (0, True, True)
 
 
+def test_a_cancelled_run_is_ended_by_the_command_and_the_next_run_goes_on(call, ready):
+    call("run", "--no-wait")
+    code, out, _ = call("cancel", "--reason", "the line is needed")
+    assert (code, "Failed: The run was cancelled by cli: the line is needed." in out) == (0, True)
+    code, document, _ = call("status", "--json")
+    assert (code, document["run"]["cancelled"]) == (1, "cancelled by cli: the line is needed")
+
+    assert call("run")[0] == 0
+
+
+def test_a_run_of_a_part_goes_through_that_part_only(call, ready):
+    code, document, _ = call("run", "--company", COMPANY, "--table", "Customer", "--json")
+    assert code == 0
+    assert {(t["company_name"], t["table_name"]) for t in document["tables"]} == {
+        (COMPANY, f"Customer${BASE}"), (COMPANY, f"Customer${BASE}$ext")}
+    code, _, error = call("run", "--failed")
+    assert (code, "no table has failed" in error) == (3, True)
+    code, _, error = call("run", "--table", "Nothing")
+    assert (code, "the source has no table 'Nothing'" in error, "skylift tables lists them" in error) == (2, True, True)
+
+
 def test_status_says_that_nobody_works_on_a_run(call, ready):
     call("run", "--no-wait")
     _, out, _ = call("status")
@@ -285,13 +304,14 @@ def test_a_command_waits_for_the_coordinator_that_holds_the_lease(call, ready):
     (["setup", "--product", "Navision", "--source", "sqlite:///bc.db"], 2, "'Navision' is not a source product"),
     (["setup", "--product", "Custom", "--source", "sqlite:///missing.db"], 2, "missing.db cannot be read"),
     (["setup", "--product", "Custom", "--source", "oracle://x/y"], 2, "'oracle' is not a source that skylift knows"),
-    (["setup", "--product", "Custom", "--source", "Data Source=srv;Password=s3cret"], 2, "Password=***"),
+    (["setup", "--product", "Custom", "--source", "Data Source=srv;Password=s3cret"], 2, "it names no database"),
     (["setup", "--product", "DynamicsGP", "--source", "sqlite:///bc.db"], 2, "cannot read the catalogue of Dynamics GP"),
     (["setup", "--product", "Custom", "--source", "sqlite:///bc.db", "--target", "duckdb:////proc/t.duckdb"], 2, "/proc/t.duckdb"),
     (["companies", "--mark", "Nobody"], 2, "the source has no company 'Nobody'"),
     (["companies", "--create"], 3, "there is no set-up yet"),
     (["run"], 3, "the migration is not set up"),
     (["run", "--kind", "half"], 2, "'half' is not one of"),
+    (["cancel"], 3, "no run is in progress"),
     (["upgrade"], 3, "there is no set-up yet"),
     (["verify"], 3, "no source is connected yet"),
     (["reset"], 3, "there is no set-up yet"),
@@ -335,35 +355,6 @@ def test_second_run_without_marked_company_is_refused(call, ready):
     assert (code, "hint: mark at least one company (skylift companies --mark NAME" in error) == (3, True)
     code, _, error = call("companies", "--create")
     assert (code, "no company is marked" in error) == (3, True)
-
-
-def test_a_token_can_end_by_itself_and_be_an_access_key(call):
-    code, document, _ = call("token", "create", "ci", "--role", "reader", "--expires", "1.5", "--access-key", "--json")
-    ends = datetime.fromisoformat(document["expires_at"]) - datetime.now(UTC)
-    assert (code, len(document["token"])) == (0, 44) and timedelta(hours=35) < ends < timedelta(hours=37)
-    _, out, _ = call("token", "create", "gone", "--role", "reader", "--expires", "0")
-    assert "until " in out and len(out.splitlines()[-1]) > 44
-    assert call("token", "revoke", "gone")[0] == 2       # it has ended already
-    assert f"{datetime.fromisoformat(document['expires_at']):%Y-%m-%d %H:%M}" in call("token", "list")[1]
-
-
-def test_subscriptions_and_calls_of_their_receivers_are_listed_without_secrets(call):
-    home = load_settings()
-    service = Migration(open_store(home.store), home, "tester")
-    assert call("webhook", "list", "--json")[1] == call("webhook", "log", "--json")[1] == []
-    now = datetime.now(UTC)
-    with service.store.write() as connection:
-        connection.execute(subscriptions.insert().values(
-            id="s1", notification_url="https://hook.example/a?code=geheim", resource="api/v1.0/tableMappings", client_state="geheim",
-            user_id=NO_ID, created_by=NO_ID, modified_by=NO_ID, created_at=now, modified_at=now, expires_at=now + timedelta(days=1)))
-        for n in range(3):
-            connection.execute(deliveries.insert().values(at=now, url="https://hook.example/a", subscriptions="s1", items=7, attempt=n + 1,
-                                                          status=503, outcome="again"))
-    service.store.close()
-    for arguments in (["list"], ["list", "--json"], ["log"], ["log", "--json"]):
-        code, out, _ = call("webhook", *arguments)
-        assert code == 0 and "https://hook.example/a" in str(out) and "geheim" not in str(out)
-    assert [row["attempt"] for row in call("webhook", "log", "--last", "2", "--json")[1]] == [3, 2]
 
 
 def test_token_is_alone_on_the_last_line_and_kept_by_name_only(call):

@@ -7,7 +7,7 @@ and the faces show (`None` for a time means "not yet").
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -29,13 +29,6 @@ from skylift.runs import (
 
 NO_ID = UUID(int=0)
 ARROW = "arrow"     # record batches with the columns of the table's schema; every source and target speaks it
-
-def time_text(value: datetime) -> str:
-    """UTC, up to three decimals, trailing zeros cut (odata.md H4)."""
-    milliseconds = value.microsecond // 1000
-    fraction = f".{milliseconds:03d}".rstrip("0") if milliseconds else ""
-    return f"{value.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}{fraction}Z"
-
 
 # ------------------------------------------------------------------ what moves
 
@@ -99,7 +92,7 @@ class Watermark:
 
     feed: str            # 'change_log' or 'fingerprint' (connectors name their own)
     position: int        # 0 = never copied
-    incarnation: str     # identity of the source database; another one means: copy whole. Without a feed ('sweep'): why there is none
+    incarnation: str     # identity of the source database; another one means: copy whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +115,7 @@ class CopyTask:
     table: Table
     target: TargetName
     full: bool = False   # copy whole even if the target's ledger would allow an incremental copy
+    preserve: bool = False   # keep the target's rows, add only those whose key it lacks (engine/preserve.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +128,13 @@ class Progress:
     total_rows: int = 0            # rows of the source table (estimate until the task has ended)
     size_bytes: int = 0            # Arrow bytes moved so far
     mode: str = ""                 # 'full', 'incremental' or 'unchanged'
-    reason: str = ""               # why a full copy or a comparison was made where changes were asked for
+    reason: str = ""               # why a full copy was made where an incremental one was asked for
     losses: str = ""               # which values were changed as the setting `accept` allows, counted
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
+    orphans: int = 0               # of a preserved table: rows of the target whose key the source does not have
+    kept: int = 0                  # of a preserved table: rows of the target that differ from the source's under the same key
     digest: Digest | None = None   # of the whole target table, once verified
     watermark: Watermark | None = None
     error: SkyliftError | None = None
@@ -159,6 +155,8 @@ class Run:
     status: RunStatus
     source: str                    # display name of the source product
     details: str
+    scope: str = ""                # as store/tables.py keeps it; not in API v1.0
+    cancelled: str = ""            # who has cancelled it and why; not in API v1.0
     tables_successful: int = 0     # the three counts are counted in SQL from the run's tables
     tables_failed: int = 0
     tables_remaining: int = 0
@@ -187,6 +185,30 @@ class RunTable:
     size_bytes: int = 0
     target_rows: int | None = None  # rows of the target table, once verified
     digest: str = ""               # 32 hex digits once verified
+    orphans: int = 0               # as Progress.orphans
+    kept: int = 0                  # as Progress.kept
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a run goes through: of the marked companies, of their tables, of those. Nothing named = everything."""
+
+    companies: tuple[str, ...] = ()     # names, or display names; what all companies share comes with them
+    tables: tuple[str, ...] = ()        # whole names, or names without app id (products/naming.py, is_called)
+    failed: bool = False                # only tables that have failed and were not copied since
+
+
+@dataclass(frozen=True, slots=True)
+class TableSwitch:
+    """A table that can take part, and how it does. Not in API v1.0."""
+
+    id: UUID
+    company_name: str              # '' = cross-company
+    table_name: str
+    replicate: bool = True
+    preserve: bool = False         # keep the target's rows, add only missing ones
+    blocked: bool = False          # its last copy failed
+    synced_version: int = 0        # as store/tables.py keeps it
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,22 +285,6 @@ class Subscription:
     modified_at: datetime
     created_by: UUID = NO_ID
     modified_by: UUID = NO_ID
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A call to a receiver of webhooks."""
-
-    id: int
-    at: datetime
-    url: str                       # without its query
-    subscriptions: str             # ids, separated by blanks
-    items: int
-    attempt: int                   # 1 = the first
-    status: int                    # of HTTP; 0 = no answer
-    outcome: str                   # delivered, again, removed, given up
-    error: str
-    duration_ms: int
 
 
 @dataclass(frozen=True, slots=True)

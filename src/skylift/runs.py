@@ -90,6 +90,7 @@ RUN_TRANSITIONS: dict[tuple[RunStatus, str], RunStatus] = {
     (S.IN_PROGRESS,          "complete"):         S.COMPLETED,
     (S.IN_PROGRESS,          "await_upgrade"):    S.UPGRADE_PENDING,
     (S.IN_PROGRESS,          "fail"):             S.FAILED,
+    (S.IN_PROGRESS,          "cancel"):           S.FAILED,
     (S.UPGRADE_PENDING,      "upgrade"):          S.UPGRADE_IN_PROGRESS,
     (S.UPGRADE_PENDING,      "supersede"):        S.COMPLETED,           # a later run takes its place
     (S.UPGRADE_IN_PROGRESS,  "complete"):         S.COMPLETED,
@@ -120,6 +121,7 @@ MIGRATION_TRANSITIONS: dict[tuple[MigrationState, str], MigrationState] = {
     (M.REPLICATING,          "replicated"):       M.READY,
     (M.REPLICATING,          "await_upgrade"):    M.UPGRADE_PENDING,
     (M.REPLICATING,          "run_failed"):       M.READY,
+    (M.REPLICATING,          "run_cancelled"):    M.READY,
     (M.UPGRADE_PENDING,      "upgrade"):          M.UPGRADING,
     (M.UPGRADE_FAILED,       "upgrade"):          M.UPGRADING,
     (M.UPGRADE_FAILED,       "reset"):            M.READY,           # the next run copies everything anew

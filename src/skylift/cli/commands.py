@@ -12,7 +12,7 @@ import typer
 from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, unattended, wait, wait_for_run
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, command
 from skylift.errors import NotFound, StateError
-from skylift.model import Run, RunTable, Setup, SourceCompany
+from skylift.model import Run, RunTable, Scope, Setup, SourceCompany
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus
 
@@ -102,19 +102,26 @@ def companies(
     return FAILED if create and state == MigrationState.CREATION_FAILED else OK
 
 
-@command("skylift run --kind full", target=True)
+@command("skylift run --company 'CRONUS International Ltd_' --table Customer", target=True)
 def run(
     session: Session,
     kind: Annotated[Kind, typer.Option(help="normal: what changed since the last run; full: every table whole; "
                                             "diagnostic: check, write nothing.")] = Kind.NORMAL,
+    failed: Annotated[bool, typer.Option("--failed", help="Only tables that have failed and were not copied since.")] = False,
+    company: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this marked company and what all share "
+                                                                           "(repeatable).")] = None,
+    table: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this table, of each company; its whole name, or the one "
+                                                                         "without app id (repeatable).")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the run is recorded; a coordinator works on it.")] = False,
 ) -> int:
     """Copy the marked companies and verify every table; goes on with a run that is under way. Exit code 1 if a table failed."""
     wanted = ReplicationType(kind.capitalize())
+    scope = Scope(tuple(company or ()), tuple(table or ()), failed)
     try:
-        started = session.migration.run_replication(kind=wanted)
+        started = session.migration.run_replication(kind=wanted, scope=scope)
     except StateError as error:
-        under_way = _under_way(session, RunStatus.IN_PROGRESS) if error.code == "RunInProgress" and not no_wait else None
+        joins = error.code == "RunInProgress" and not no_wait and scope == Scope()
+        under_way = _under_way(session, RunStatus.IN_PROGRESS) if joins else None
         if under_way is None:
             raise
         if wanted not in (ReplicationType.NORMAL, under_way.replication_type):
@@ -127,6 +134,19 @@ def run(
         session.answer(started)
         return OK
     return _report(session, wait_for_run(session, started))
+
+
+@command("skylift cancel --reason 'the line is needed'", target=True)
+def cancel(
+    session: Session,
+    reason: Annotated[str, typer.Option(help="Kept with the run.")] = "",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as it is asked for; a coordinator ends the run.")] = False,
+) -> None:
+    """Stop the run that is in progress. What it has copied stays, and the next run goes on from there."""
+    asked = session.migration.cancel_replication(reason=reason)
+    ended = asked if no_wait else wait(session, lambda: session.migration.get(Run, asked.id), lambda run: run.status not in WORKING)
+    session.say(f"{ended.status}: {ended.details}")
+    session.answer({"state": _setup(session).state, "run": ended})
 
 
 @command("skylift status --watch")

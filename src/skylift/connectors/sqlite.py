@@ -91,9 +91,6 @@ class SqliteSource:
 
     # -------------------------------------------------------------- catalogue
 
-    def notes(self) -> list[str]:
-        return []
-
     def tables(self) -> list[Table]:
         rows = self.query("""
             select t.name, t.wr, c.name, c.type, c.pk, c."notnull"

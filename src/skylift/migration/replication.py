@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from uuid import UUID
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
 from skylift.errors import SetupError, StateError, redact
-from skylift.migration.changes import note, update_companies
+from skylift.migration.scope import EVERYTHING, Part, from_text, look_up, to_text
 from skylift.migration.service import Service, Verb, count_tables, get_row, newest_run
-from skylift.model import Run, RunTable
+from skylift.model import Run, Scope
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.store import to_row
@@ -22,11 +24,13 @@ _OPEN = (TableStatus.NOT_STARTED, TableStatus.IN_PROGRESS)
 
 
 class ReplicationVerbs(Service):
-    def run_replication(self, bound_run_id: UUID | None = None, kind: ReplicationType = ReplicationType.NORMAL) -> Run:
-        """Ask for a run over the marked companies; the coordinator does it.
+    def run_replication(self, bound_run_id: UUID | None = None, kind: ReplicationType = ReplicationType.NORMAL,
+                        scope: Scope = EVERYTHING) -> Run:
+        """Ask for a run over what `scope` names of the marked companies; the coordinator does it.
 
-        Raises StateError while something else is going on, if no company is marked, a marked one is not created, or it has
-        been upgraded. A run that copies everything, because nothing has been copied yet or FULL was asked for, is recorded as Full.
+        Raises StateError while something else is going on, if no company is marked, one that is meant is not created, or it has
+        been upgraded; NotFound for a name in `scope`. A run that copies everything it goes through, because nothing has been copied
+        yet or FULL was asked for, is recorded as Full.
         """
         with self.verb(commits=True) as verb:
             if bound_run_id is not None:
@@ -34,18 +38,41 @@ class ReplicationVerbs(Service):
             verb.permit("run_replication")
             if kind is ReplicationType.AZURE_DATA_LAKE:
                 raise SetupError("there is no replication to a data lake", hint="choose Normal, Full or Diagnostic", code="ReplicationType")
-            _check_companies(verb)
+            part = look_up(verb, scope)
+            _check_companies(verb, part)
             if kind is ReplicationType.FULL:
-                verb.connection.execute(registry.update().values(synced_version=0))
+                _forget_copies(verb, part)
+            if kind is ReplicationType.NORMAL and not verb.connection.execute(
+                    sa.select(registry.c.table_name).where(registry.c.synced_version > 0).limit(1)).first():
+                kind = ReplicationType.FULL
             if kind is not ReplicationType.DIAGNOSTIC:
-                synced = verb.connection.execute(sa.select(registry.c.table_name).where(registry.c.synced_version > 0).limit(1)).first()
-                kind = ReplicationType.NORMAL if synced else ReplicationType.FULL
                 for row in verb.connection.execute(sa.select(runs).where(runs.c.status == RunStatus.UPGRADE_PENDING)).mappings().all():
                     verb.move_run(to_row(Run, row), "supersede", "a later run takes its place")
             product = find_product(verb.row["product_id"])
             run = verb.add_run(RunStatus.IN_PROGRESS, _STARTED.get(kind, "Data replication is in progress."), product.display_name,
-                               kind, event="run_replication")
+                               kind, event="run_replication", scope=to_text(part))
             verb.move("replicate")
+            return run
+
+    def cancel_replication(self, id: UUID | None = None, reason: str = "") -> Run:
+        """Ask the coordinator to stop the run within seconds and to end it; what it has copied stays. Once more does no harm.
+
+        Raises StateError if no run is in progress, or another one than this.
+        """
+        with self.verb(commits=True) as verb:
+            asked = None if id is None else get_row(verb.connection, Run, id)
+            if verb.state is MigrationState.UPGRADING:
+                raise verb.refusal()
+            run = newest_run(verb.connection, runs.c.status == RunStatus.IN_PROGRESS)
+            if run is None or (asked and asked.id != run.id):
+                raise StateError("no run is in progress" if run is None else "this run has ended", code="NoRun",
+                                 hint="skylift status shows the newest run")
+            if not run.cancelled:
+                cancelled = f"cancelled by {self.actor}" + (f": {redact(reason)}" if reason else "")
+                details = f"The run is being {cancelled}."
+                verb.connection.execute(runs.update().where(runs.c.id == run.id).values(cancelled=cancelled, details=details))
+                verb.log(f"run {run.run_id}", "cancel", why=redact(reason))
+                run = replace(run, cancelled=cancelled, details=details)
             return run
 
     def refresh_status(self, id: UUID | None = None) -> Run | None:
@@ -64,18 +91,32 @@ class ReplicationVerbs(Service):
             if id is not None:
                 get_row(verb.connection, Run, id)
             verb.permit("reset_cloud_data")
-            verb.connection.execute(registry.update().values(synced_version=0))
+            _forget_copies(verb, Part())
             if verb.state is MigrationState.UPGRADE_FAILED:
-                update_companies(verb.connection, upgrade_status=UpgradeStatus.NONE, upgrade_error="")
+                verb.connection.execute(source_companies.update().values(upgrade_status=UpgradeStatus.NONE, upgrade_error=""))
                 verb.connection.execute(upgrade_tags.delete())
                 verb.move("reset")
             else:
                 verb.log("migration", "reset")
 
 
-def _check_companies(verb: Verb) -> None:
-    marked = verb.connection.execute(
+def _forget_copies(verb: Verb, part: Part) -> None:
+    """The next run copies these tables whole, and nothing of a copy that has begun is used for it."""
+    verb.set(copy_id=uuid4())
+    if part == Part():
+        verb.connection.execute(registry.update().values(synced_version=0))
+        return
+    keys = [{"company": row.company_name, "name": row.table_name} for row in verb.connection.execute(
+        sa.select(registry.c.company_name, registry.c.table_name)) if (row.company_name, row.table_name) in part]
+    if keys:
+        here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
+        verb.connection.execute(registry.update().where(here).values(synced_version=0), keys)
+
+
+def _check_companies(verb: Verb, part: Part) -> None:
+    every = verb.connection.execute(
         sa.select(source_companies).where(source_companies.c.replicate).order_by(source_companies.c.name)).all()
+    marked = [company for company in every if part.has_company(company.name)]
     if not marked:
         raise StateError("no company is marked for replication",
                          hint="mark at least one company (skylift companies --mark NAME; API: replicate = true)", code="50003")
@@ -101,7 +142,7 @@ def end_run(verb: Verb, run: Run) -> RunStatus:
         first = connection.scalar(sa.select(run_tables.c.errors).where(
             run_tables.c.run_id == run.run_id, run_tables.c.status == TableStatus.FAILED).order_by(run_tables.c.ended_at).limit(1))
         return fail_run(verb, run, f"No table could be copied. The first error: {first}")
-    details = _details(connection, run, counts)
+    details = " ".join(filter(None, (_details(connection, run, counts), str(from_text(run.scope)))))
     upgrade = find_product(verb.row["product_id"]).upgrades and not diagnostic
     verb.move_run(run, "await_upgrade" if upgrade else "complete", details, details=details, ended_at=verb.after(run))
     if upgrade:
@@ -149,6 +190,23 @@ def _has(count: int) -> str:
     return "has" if count == 1 else "have"
 
 
+def end_cancelled(verb: Verb, run: Run) -> RunStatus:
+    """End a run that was cancelled; one that had gone through everything by then ends as if it had not been."""
+    run = get_row(verb.connection, Run, run.id)
+    counts = count_tables(verb.connection, run.run_id)
+    if counts and not any(counts.get(status) for status in _OPEN):
+        return end_run(verb, run)
+    done = counts.get(TableStatus.SUCCESSFUL, 0)
+    details = (f"The run was {run.cancelled.rstrip('.')}. {done} of {_tables(sum(counts.values()))} {'was' if done == 1 else 'were'} done; "
+               "the next run goes on with the others.") if counts else f"The run was {run.cancelled.rstrip('.')}. Nothing had been done."
+    if run.replication_type is ReplicationType.DIAGNOSTIC:
+        details = f"Diagnostic run - {details}"
+    _close_tables(verb, run, "The run was cancelled before the table was {done}.", "Cancelled")
+    verb.move_run(run, "cancel", run.cancelled, details=details, ended_at=verb.after(run))
+    _leave_replicating(verb, "run_cancelled")
+    return RunStatus.FAILED
+
+
 def fail_run(verb: Verb, run: Run, reason: str) -> RunStatus:
     """End a run as Failed. What it has copied stays copied."""
     reason = redact(reason)
@@ -160,21 +218,24 @@ def fail_run(verb: Verb, run: Run, reason: str) -> RunStatus:
     return RunStatus.FAILED
 
 
-def _close_tables(verb: Verb, run: Run) -> None:
-    """Nothing of an ended run remains open for ever."""
-    still_open = sa.and_(run_tables.c.run_id == run.run_id, run_tables.c.status.in_(_OPEN))
-    note(verb.connection, RunTable, sa.select(run_tables.c.id).where(still_open))
-    verb.connection.execute(run_tables.update().where(still_open).values(
-        status=TableStatus.FAILED, errors="The table was not replicated: the run ended before it. Run the replication again.",
-        error_code="NotReplicated", ended_at=verb.after(run)))
+def _close_tables(verb: Verb, run: Run, why: str = "The table was not {done}: the run ended before it.",
+                  code: str = "NotReplicated") -> None:
+    """Nothing of an ended run remains open for ever. A table that a diagnostic run has not come to is no table that failed."""
+    open_ones = run_tables.update().where(run_tables.c.run_id == run.run_id, run_tables.c.status.in_(_OPEN))
+    if run.replication_type is ReplicationType.DIAGNOSTIC:
+        values: dict[str, Any] = {"status": TableStatus.WARNING, "errors": why.format(done="checked")}
+    else:
+        values = {"status": TableStatus.FAILED, "errors": why.format(done="replicated") + " Run the replication again."}
+    verb.connection.execute(open_ones.values(**values, error_code=code, ended_at=verb.after(run)))
 
 
 def _await_upgrade(verb: Verb) -> None:
     """Every company of which something has been copied waits for its upgrade; one without tables does too."""
     copied = sa.exists().where(run_tables.c.company_name == source_companies.c.name, run_tables.c.status == TableStatus.SUCCESSFUL)
     has_tables = sa.exists().where(registry.c.company_name == source_companies.c.name)
-    update_companies(verb.connection, source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE,
-                     sa.or_(copied, ~has_tables), upgrade_status=UpgradeStatus.PENDING)
+    verb.connection.execute(source_companies.update().where(
+        source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE, sa.or_(copied, ~has_tables)
+    ).values(upgrade_status=UpgradeStatus.PENDING))
 
 
 def _leave_replicating(verb: Verb, event: str) -> None:

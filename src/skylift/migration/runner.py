@@ -6,8 +6,10 @@ dies loses nothing: the next one plans the same run again under the same id, and
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,15 +17,15 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from skylift.connectors import Source, Target, open_source, open_target
-from skylift.engine.columns import schema_change, table_of
+from skylift.connectors import open_source, open_target
+from skylift.engine.check import check_tables
 from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
-from skylift.errors import CopyError, SetupError, SkyliftError, redact
+from skylift.errors import SetupError, SkyliftError, Transient, redact
 from skylift.losses import Losses
-from skylift.migration.changes import note
 from skylift.migration.mappings import all_mappings
-from skylift.migration.replication import end_run
+from skylift.migration.replication import end_cancelled, end_run
+from skylift.migration.scope import Key, from_text
 from skylift.migration.service import Service, Verb, get_migration, newest_run
 from skylift.migration.setup import sync_registry
 from skylift.model import CopyTask, Progress, Run, RunTable
@@ -34,15 +36,55 @@ from skylift.store.tables import registry, run_tables, runs, source_companies
 
 FLUSH_S = 0.25                    # progress is written at most this often
 MAX_ERROR = 2048                  # characters, behaviour.md §2.5
-Key = tuple[str, str]             # company, table name
-_ENDED = (TableStatus.SUCCESSFUL, TableStatus.FAILED)
+_GONE = ("The source no longer has this table; what was copied of it stays.", "50004")
 
 
 def replicate(service: Service, run: Run, workers: int, stop: Callable[[], bool], check: Callable[[sa.Connection], None]) -> None:
-    """Go through `run` and end it. Returns early, leaving it InProgress, when stopped.
+    """Go through `run` and end it, early if it is cancelled. Returns, leaving it InProgress, when stopped.
 
     `check` raises inside each writing transaction if this coordinator's lease is lost. Raises SkyliftError for what ends the run.
     """
+    with _watching(service, run) as cancelled:
+        if not cancelled():                             # else neither source nor target need be there
+            _go_through(service, run, workers, lambda: stop() or cancelled(), check)
+        if stop():
+            return
+        with service.verb() as verb:
+            check(verb.connection)
+            end = end_cancelled if cancelled() else end_run
+            end(verb, run)
+
+
+def is_cancelled(service: Service, run: Run) -> bool:
+    with service.store.read() as connection:
+        return bool(connection.scalar(sa.select(runs.c.cancelled).where(runs.c.id == run.id)))
+
+
+@contextmanager
+def _watching(service: Service, run: Run) -> Iterator[Callable[[], bool]]:
+    """Says whether the run has been cancelled; a thread looks, so that asking costs nothing."""
+    cancelled, ended = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with suppress(Transient):                       # the store does not answer: the next look may
+            if is_cancelled(service, run):
+                cancelled.set()
+
+    def watch() -> None:
+        while not cancelled.is_set() and not ended.wait(service.settings.poll_s):
+            look()
+
+    look()
+    thread = threading.Thread(target=watch, name="cancel-watch", daemon=True)
+    thread.start()
+    try:
+        yield cancelled.is_set
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], bool], check: Callable[[sa.Connection], None]) -> None:
     with service.store.read() as connection:
         row = get_migration(connection)
     product = find_product(row["product_id"])
@@ -58,17 +100,13 @@ def replicate(service: Service, run: Run, workers: int, stop: Callable[[], bool]
             with service.verb() as verb:
                 check(verb.connection)
                 gone = sync_registry(verb.connection, whole, found)
-                marked = verb.connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all()
-                missing = sorted(set(marked) - {company.name for company in found.companies})
-                if missing:
-                    raise SetupError(f"marked, but no longer in the source: {', '.join(missing)}", hint="leave these companies out",
-                                     code="CompanyNotFound")
-                tasks = _enter(verb, run, of_companies(whole, marked), [key for key in gone if key[0] in {"", *marked}])
+                tasks = _enter(verb, run, whole, gone, {company.name for company in found.companies})
             recorder = _Recorder(service, run, check)
             if run.replication_type is ReplicationType.DIAGNOSTIC:
-                stream = diagnose(tasks, source, target, stop)
+                stream = check_tables(tasks, source, target, workers=workers, stop=stop)
             else:
-                stream = copy_tables(tasks, source, target, copy_id=run.run_id, consumer=str(row["consumer"]), workers=workers, stop=stop)
+                stream = copy_tables(tasks, source, target, copy_id=str(row["copy_id"]), consumer=str(row["consumer"]), workers=workers,
+                                     stop=stop)
             for progress in stream:
                 recorder.add(progress)
             recorder.flush()
@@ -76,85 +114,60 @@ def replicate(service: Service, run: Run, workers: int, stop: Callable[[], bool]
             target.close()
     finally:
         source.close()
-    if stop():
-        return
-    with service.verb() as verb:
-        check(verb.connection)
-        end_run(verb, run)
 
 
-def diagnose(tasks: Sequence[CopyTask], source: Source, target: Target, stop: Callable[[], bool]) -> Iterator[Progress]:
-    """Read each table's size and first rows, and see whether the target could hold its columns; nothing is written (§5.3)."""
-    states = target.states()
-    for task in tasks:
-        if stop():
-            return
-        try:
-            table = source.measure(task.table)
-            next(iter(source.read(table, source.split(table, 1000, 2**20)[0])), None)
-            state = states.get(task.target)
-            if state and (changed := schema_change(table_of(table.path, state.columns), table)):
-                raise changed
-            _try_columns(task, target)
-        except CopyError as error:
-            yield Progress(task, TableStatus.FAILED, error=error)
-        else:
-            yield Progress(task, TableStatus.SUCCESSFUL, total_rows=table.rows or 0, mode="diagnostic")
+def _enter(verb: Verb, run: Run, whole: Plan, gone: Sequence[Key], there: Container[str]) -> list[CopyTask]:
+    """The run's tasks, each full where nothing of it has been copied; the first time, a row for each of them.
 
-
-class _NotToBeKept(Exception):
-    pass
-
-
-def _try_columns(task: CopyTask, target: Target) -> None:
-    """Make the table in the target, in a transaction that is rolled back."""
-    scratch = replace(task.target, table=f"_skylift_try_{uuid4().hex[:12]}")
-    try:
-        with target.transaction() as transaction:
-            transaction.create(scratch, task.table)
-            raise _NotToBeKept
-    except _NotToBeKept:
-        pass
-
-
-def _enter(verb: Verb, run: Run, planned: Plan, gone: Sequence[Key]) -> list[CopyTask]:
-    """Write a row for every table of the run that has none yet; the tasks, each full where nothing of it has been copied.
-
-    Warnings stand for what is not copied: mappings without a source table, and tables that the source no longer has (50004).
+    What is entered then is what the run goes through: marks and switches that are changed meanwhile are for the next one.
+    Raises SetupError for a company that the source no longer has (`there`: those it has).
     """
     connection = verb.connection
     known = {(row.company_name, row.table_name): row.status for row in connection.execute(
         sa.select(run_tables.c.company_name, run_tables.c.table_name, run_tables.c.status).where(run_tables.c.run_id == run.run_id))}
-    synced: dict[Key, int] = {}
-    left_out: set[Key] = set()
-    for row in connection.execute(sa.select(registry)):
-        synced[row.company_name, row.table_name] = row.synced_version
-        if not row.replicate:
-            left_out.add((row.company_name, row.table_name))
-    tasks = [task for task in planned.tasks if (task.company, task.table_name) not in left_out]
-    warnings = {(item.company, item.table_name): (item.why, item.code) for item in planned.left_out}
-    warnings |= dict.fromkeys(gone, ("The source no longer has this table; what was copied of it stays.", "50004"))
+    part = from_text(run.scope)
+    switches = {(row.company_name, row.table_name): row for row in connection.execute(sa.select(registry))}
+    marked = {company for company, _ in known if company} or {
+        name for name in connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate))
+        if part.has_company(name)}
+    if missing := sorted(name for name in marked if name not in there):
+        raise SetupError(f"marked, but no longer in the source: {', '.join(missing)}", hint="leave these companies out",
+                         code="CompanyNotFound")
+
+    def meant(key: Key) -> bool:
+        if known:
+            return key in known
+        return key in part and (key not in switches or switches[key].replicate)
+
+    planned = of_companies(whole, marked)
+    tasks = [task for task in planned.tasks if meant((task.company, task.table_name))]
+    if not known:
+        warnings = {(item.company, item.table_name): (item.why, item.code) for item in planned.left_out}
+        warnings |= dict.fromkeys((key for key in gone if key[0] in {"", *marked}), _GONE)
+        _enter_rows(verb, run, tasks, {key: why for key, why in warnings.items() if meant(key)})
+
+    def full(key: Key) -> bool:
+        return switches[key].synced_version <= 0 and known.get(key) is not TableStatus.SUCCESSFUL
+
+    return [replace(task, full=full((task.company, task.table_name))) for task in tasks]
+
+
+def _enter_rows(verb: Verb, run: Run, tasks: Sequence[CopyTask], warnings: Mapping[Key, tuple[str, str]]) -> None:
+    """`warnings`: why and with which code something is not copied: a mapping without a source table, a table that the source lost."""
+    connection = verb.connection
     before = newest_run(connection, runs.c.run_id.in_(sa.select(run_tables.c.run_id)), runs.c.run_id != run.run_id)
     sizes: dict[Key, int] = {(row.company_name, row.table_name): row.total_records for row in connection.execute(
         sa.select(run_tables).where(run_tables.c.run_id == before.run_id))} if before else {}
-    common: dict[str, Any] = {"run_id": run.run_id}
-    rows = [{**common, "id": uuid4(), "company_name": task.company, "table_name": task.table_name, "status": TableStatus.NOT_STARTED,
-             "total_records": task.table.rows or sizes.get((task.company, task.table_name), 0),
-             "errors": "", "error_code": "", "started_at": None, "ended_at": None}
-            for task in tasks if (task.company, task.table_name) not in known]
-    here = {(task.company, task.table_name) for task in tasks}
-    rows += [{**common, "id": uuid4(), "company_name": company, "table_name": name, "status": TableStatus.WARNING, "total_records": 0,
+    here = {(task.company, task.table_name): task for task in tasks}
+    common = {"run_id": run.run_id, "errors": "", "error_code": "", "started_at": None, "ended_at": None}
+    rows: list[dict[str, Any]] = [
+        {**common, "id": uuid4(), "company_name": key[0], "table_name": key[1], "status": TableStatus.NOT_STARTED,
+         "total_records": task.table.rows or sizes.get(key, 0)} for key, task in here.items()]
+    rows += [{**common, "id": uuid4(), "company_name": key[0], "table_name": key[1], "status": TableStatus.WARNING, "total_records": 0,
               "errors": why, "error_code": code, "started_at": verb.now, "ended_at": verb.now}
-             for (company, name), (why, code) in warnings.items() if (company, name) not in known and (company, name) not in here]
+             for key, (why, code) in warnings.items() if key not in here]
     if rows:
-        note(connection, RunTable, [row["id"] for row in rows], created=True)
-        note(connection, Run, [run.id])                 # which counts them
         connection.execute(run_tables.insert(), rows)
-
-    def full(key: Key) -> bool:
-        return not synced.get(key) and known.get(key) is not TableStatus.SUCCESSFUL
-
-    return [replace(task, full=full((task.company, task.table_name))) for task in tasks]
 
 
 class _Recorder:
@@ -173,7 +186,7 @@ class _Recorder:
     def add(self, progress: Progress) -> None:
         key = (progress.task.company, progress.task.table_name)
         before = self._before.get(key)
-        if before is None or progress.status in _ENDED:
+        if before is None or progress.status in (TableStatus.SUCCESSFUL, TableStatus.FAILED):
             self._waiting[key] = progress
             row = self._rows[key]                       # a failure says nothing of the size: what is known of it stays
             self._rows[key] = replace(row, started_at=row.started_at or datetime.now(UTC),
@@ -191,9 +204,6 @@ class _Recorder:
 
     def _write(self, connection: sa.Connection) -> None:
         now = datetime.now(UTC)
-        note(connection, RunTable, [self._rows[key].id for key in self._waiting])
-        if any(progress.status in _ENDED for progress in self._waiting.values()):
-            note(connection, Run, [self._run.id])       # which counts them
         connection.execute(runs.update().where(runs.c.run_id == self._run.run_id).values(attempts=0))
         connection.execute(
             run_tables.update().where(run_tables.c.run_id == self._run.run_id, run_tables.c.company_name == sa.bindparam("company"),
@@ -213,7 +223,7 @@ class _Recorder:
                 connection.execute(registry.update().where(here), rows)
 
     def _values(self, key: Key, p: Progress, now: datetime) -> dict[str, object]:
-        ended = p.status in _ENDED
+        ended = p.status in (TableStatus.SUCCESSFUL, TableStatus.FAILED)
         before = self._before.get(key)
         moved = (p.rows, p.inserted, p.updated, p.deleted, p.size_bytes)
         if before:

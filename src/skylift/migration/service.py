@@ -12,8 +12,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 from skylift.errors import Conflict, NotFound, StateError
-from skylift.migration.changes import note
-from skylift.model import NO_ID, Run, Setup
+from skylift.model import Run
 from skylift.runs import ALLOWED, MigrationState, ReplicationType, RunStatus, TableStatus, advance
 from skylift.settings import Settings
 from skylift.store import Store, to_row
@@ -37,8 +36,8 @@ _REFUSED = {
                                      "(skylift companies --create)", "CreationFailed"),
     MigrationState.READY: ("there is nothing to upgrade", "run the replication first (skylift run; API: runReplication)",
                            "NothingToUpgrade"),
-    MigrationState.REPLICATING: ("a replication run is in progress", "wait until it has ended; if nobody works on it, "
-                                 "skylift run or skylift coordinate goes on with it", "RunInProgress"),
+    MigrationState.REPLICATING: ("a replication run is in progress", "wait until it has ended, or cancel it (skylift cancel); "
+                                 "if nobody works on it, skylift run or skylift coordinate goes on with it", "RunInProgress"),
     MigrationState.UPGRADE_PENDING: ("the data upgrade is pending", "run the data upgrade first (skylift upgrade; API: runDataUpgrade)",
                                     "UpgradePending"),
     MigrationState.UPGRADING: ("the data upgrade is in progress", "wait until it has ended; if nobody works on it, "
@@ -58,14 +57,13 @@ class Service:
         self.store = store
         self.settings = settings
         self.actor = actor
-        self.actor_id = NO_ID
         self.box = SecretBox(settings.home)
         self._ensure_environment()
 
-    def as_actor(self, name: str, id: UUID = NO_ID) -> Self:
-        """The same service, acting for `name` in the event log, and for whom that `id` is."""
+    def as_actor(self, name: str) -> Self:
+        """The same service, acting for `name` in the event log."""
         other = copy.copy(self)
-        other.actor, other.actor_id = name, id
+        other.actor = name
         return other
 
     @contextmanager
@@ -122,7 +120,6 @@ class Verb:
     def move(self, event: str, why: str = "", **values: Any) -> None:
         """Move the migration by `event` and set columns of its row. Raises StateError if its state does not know the event."""
         before, after = self.state, advance(self.state, event)
-        note(self.connection, Setup, [self.row["id"]], created=before is MigrationState.NOT_SET_UP)
         done = self.connection.execute(migration.update().where(migration.c.state == before).values(state=after, **values))
         if done.rowcount != 1:
             raise Conflict("the migration was changed by somebody else")
@@ -136,7 +133,6 @@ class Verb:
 
     def move_run(self, run: Run, event: str, why: str = "", **values: Any) -> None:
         after = advance(run.status, event)
-        note(self.connection, Run, [run.id])
         done = self.connection.execute(
             runs.update().where(runs.c.id == run.id, runs.c.status == run.status).values(status=after, **values))
         if done.rowcount != 1:
@@ -148,7 +144,7 @@ class Verb:
         return max(self.now, run.started_at)
 
     def add_run(self, status: RunStatus, details: str, source: str, kind: ReplicationType = ReplicationType.NORMAL,
-                event: str = "run") -> Run:
+                event: str = "run", scope: str = "") -> Run:
         """A new newest row of the status list; ended at once unless it is InProgress.
 
         The rows of life-cycle events have an upper-case run id, those of the engine a lower-case one (behaviour.md §13.13).
@@ -157,8 +153,7 @@ class Verb:
         started_at = max(self.now, newest + timedelta(microseconds=1)) if newest else self.now
         running = status is RunStatus.IN_PROGRESS
         run = Run(uuid4(), str(uuid4()) if running else str(uuid4()).upper(), started_at, None if running else started_at,
-                  kind, status, source, details)
-        note(self.connection, Run, [run.id], created=True)
+                  kind, status, source, details, scope)
         self.connection.execute(runs.insert().values({c.name: getattr(run, c.name) for c in runs.columns if hasattr(run, c.name)}))
         self.log(f"run {run.run_id}", event, "", status, details)
         return run

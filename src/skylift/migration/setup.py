@@ -16,18 +16,18 @@ import sqlalchemy as sa
 
 from skylift.connectors import Source, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
-from skylift.errors import CopyError, NotFound, SetupError, SkyliftError, StateError, Transient, redact
-from skylift.migration.changes import note, update_companies
+from skylift.errors import NotFound, SetupError, SkyliftError, StateError, Transient, redact
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
+from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
-from skylift.model import Setup, SourceCompany
+from skylift.model import Setup
 from skylift.products import Catalogue, Product, measured
 from skylift.products.naming import same_name
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, SqlServerType, UpgradeStatus
 from skylift.settings import Settings
-from skylift.store.tables import apps, companies, registry, run_tables, runs, source_companies
+from skylift.store.tables import apps, companies, registry, runs, source_companies
 
 RETRY_S = 2.0                     # pause before tear-down is tried once more (behaviour.md §3, completeCloudMigration)
 STILL_TRACKED = "StillTracked"     # disabled, and the source still holds what skylift installed there
@@ -165,8 +165,7 @@ class SetupVerbs(Service):
                 raise verb.refusal() from None
             verb.add_run(RunStatus.COMPLETED, "The migration has been set up. The source has "
                          f"{_count(len(found.companies), 'company', 'companies')} and "
-                         f"{_count(len(whole.tasks), 'table', 'tables')}." + "".join(f" Note: {note}." for note in found.notes),
-                         product.display_name, event="set_up")
+                         f"{_count(len(whole.tasks), 'table', 'tables')}.", product.display_name, event="set_up")
             return replace(answer, state=verb.state)
 
     def _register_agent(self, answer: Setup, common: dict[str, Any], if_match: IfMatch) -> Setup:
@@ -220,16 +219,14 @@ class SetupVerbs(Service):
                                  hint="begin with a new home folder and another setting 'company'", code="NameCollision")
             size = {"display_name": company.display_name, "estimated_size": company.estimated_size}
             if company.name in known:
-                update_companies(connection, source_companies.c.name == company.name, **size)
+                connection.execute(source_companies.update().where(source_companies.c.name == company.name).values(size))
             else:
-                note(connection, SourceCompany, [id := uuid4()], created=True)
-                connection.execute(source_companies.insert().values(id=id, name=company.name, **size))
+                connection.execute(source_companies.insert().values(id=uuid4(), name=company.name, **size))
         gone = known.keys() - {company.name for company in found.companies}
         for name in sorted(gone):
             if known[name].created:
-                update_companies(connection, source_companies.c.name == name, replicate=False)
+                connection.execute(source_companies.update().where(source_companies.c.name == name).values(replicate=False))
             else:
-                note(connection, SourceCompany, [known[name].id], deleted=True)
                 connection.execute(source_companies.delete().where(source_companies.c.name == name))
             verb.log(f"company {name}", "gone_from_source")
         connection.execute(apps.delete())
@@ -254,7 +251,7 @@ class SetupVerbs(Service):
             verb.move("disable", details, disabled_reason=reason, creation_task="", creation_error="")
         else:
             verb.set(disabled_reason=reason)
-        update_companies(connection, source_companies.c.init_scheduled, init_scheduled=False)
+        connection.execute(source_companies.update().values(init_scheduled=False))
         verb.add_run(RunStatus.COMPLETED, details, find_product(verb.row["product_id"]).display_name,
                      event="complete" if reason == "Completed" else "disable")
 
@@ -288,10 +285,7 @@ def _all_upgraded(connection: sa.Connection) -> bool:
 
 def discover(product: Product, source: Source, target_url: str, mappings: list[Any]) -> tuple[Catalogue, Plan]:
     """What the source holds and how it would be copied. Raises SetupError if a name collides or the target cannot be used."""
-    try:
-        found = measured(product.discover(source), source)
-    except CopyError as error:                          # the catalogue itself cannot be read
-        raise SetupError(error.message, hint=error.hint, code=error.code) from None
+    found = measured(product.discover(source), source)
     try:
         target = open_target(target_url)
     except Transient as error:                          # somebody else has it open; nothing was started
@@ -316,20 +310,3 @@ def sync_registry(connection: sa.Connection, whole: Plan, found: Catalogue) -> l
         here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
         connection.execute(registry.delete().where(here), [{"company": company, "name": name} for company, name in gone])
     return [key for key in gone if key not in app_ids]
-
-
-def refuse_failed_tables(connection: sa.Connection) -> None:
-    """Raises StateError naming the tables that failed and were not copied since, of marked companies (behaviour.md §4.4)."""
-    later = run_tables.alias()
-    marked = sa.select(source_companies.c.name).where(source_companies.c.replicate)
-    failed = connection.execute(
-        sa.select(run_tables.c.company_name, run_tables.c.table_name).distinct()
-        .where(run_tables.c.status == sa.literal_column("'Failed'"),
-               sa.or_(run_tables.c.company_name == "", run_tables.c.company_name.in_(marked)),
-               ~sa.exists().where(later.c.company_name == run_tables.c.company_name, later.c.table_name == run_tables.c.table_name,
-                                  later.c.ended_at > run_tables.c.ended_at))).all()
-    if failed:
-        some = ", ".join(f"{row.company_name} {row.table_name}".strip() for row in failed[:5])
-        count = "1 table has" if len(failed) == 1 else f"{len(failed)} tables have"
-        raise StateError(f"{count} failed: {some}{', ...' if len(failed) > 5 else ''}",
-                         hint="mend what their errors say and run the replication again", code="TablesFailed")

@@ -63,6 +63,16 @@ def split_name(name: str, companies: Mapping[str, str]) -> SourceName | None:
     return SourceName("", name, parts[0], app_id) if end == 1 else None
 
 
+def is_called(table_name: str, name: str) -> bool:
+    """Whether somebody who writes `name` means this table: by its whole name without company prefix, or by the name of its own.
+
+    The latter is that of a base table and its companion alike, which belong together (behaviour.md §1 "Companion table").
+    """
+    parts = table_name.split("$")
+    base = parts[0] if len(parts) == 1 or _GUID.fullmatch(parts[1]) else table_name
+    return same_name(name.strip()) in (same_name(table_name), same_name(base))
+
+
 def parse_source_table(text: str, per_company: bool = True) -> tuple[str, bool]:
     """(table name without company prefix, per company?) from what a user typed as the source table of a mapping.
 

@@ -163,7 +163,7 @@ def _engine(url: URL) -> sa.Engine:
         @sa.event.listens_for(engine, "begin")
         def begin_alone(connection: sa.Connection) -> None:
             if connection.get_execution_options().get("skylift_alone"):      # before the first query, which fixes the snapshot
-                connection.exec_driver_sql("lock table migration, change_counter in exclusive mode")
+                connection.exec_driver_sql("lock table migration in exclusive mode")
 
         return engine
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":

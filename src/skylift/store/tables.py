@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator
@@ -109,15 +110,6 @@ def _time(name: str, *, null: bool = False) -> sa.Column:
     return sa.Column(name, UtcDateTime, info={"null": True} if null else {})
 
 
-def _modified() -> sa.Column:
-    """When the row was last written, kept by SQLAlchemy: what `lastModifiedDateTime` in the link of a webhook is compared with."""
-    return sa.Column("modified_at", UtcDateTime, default=_now, onupdate=_now)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 migration = _table(                                    # one row: the environment's migration
     "migration",
     sa.Column("one", sa.Integer, sa.CheckConstraint("one = 1", name="ck_migration_one"), primary_key=True, autoincrement=False),
@@ -133,8 +125,9 @@ migration = _table(                                    # one row: the environmen
     _text("source_version"),                           # application version, '' if the product has none
     _text("creation_task"),                            # '', InProgress, Failed or Completed
     _text("creation_error"),
-    _text("disabled_reason"),                          # '', Completed
-    _modified(),
+    _text("disabled_reason"),                          # '', Completed, Paused or Abandoned
+    _flag("still_tracked"),                            # disabled, and the source still holds what skylift installed there
+    sa.Column("copy_id", sa.Uuid, default=uuid4),      # full copies that have begun under it go on with the next run
 )
 
 source_companies = _table(
@@ -151,7 +144,6 @@ source_companies = _table(
     _flag("init_scheduled"),
     sa.Column("upgrade_status", Enumerated(UpgradeStatus), default=UpgradeStatus.NONE),
     _text("upgrade_error"),
-    _modified(),
 )
 
 companies = _table(
@@ -178,7 +170,8 @@ runs = _table(
     _text("source"),
     _text("details"),
     _number("attempts"),                               # coordinators that took it up since it last moved on
-    _modified(),
+    _text("scope"),                                    # what of the marked companies it goes through: migration/scope.py; '' = all
+    _text("cancelled"),                                # '' or who has cancelled it and why; it ends as soon as the coordinator has stopped
     sa.Index("ix_runs_started_at_id", "started_at", "id"),
 )
 
@@ -203,7 +196,8 @@ run_tables = _table(
     _number("size_bytes", sa.BigInteger),
     sa.Column("target_rows", sa.BigInteger, info={"null": True}),
     _text("digest"),
-    _modified(),
+    _number("orphans", sa.BigInteger),
+    _number("kept", sa.BigInteger),
     sa.UniqueConstraint("run_id", "table_name", "company_name"),
     sa.Index("ix_run_tables_run_id_status", "run_id", "status"),
     # "failed and not mentioned again later" (behaviour.md §4.4) looks at one table's rows and at the failed ones only
@@ -216,10 +210,12 @@ registry = _table(                                     # every table that takes 
     "registry",
     sa.Column("company_name", TEXT, primary_key=True),
     sa.Column("table_name", TEXT, primary_key=True),
+    sa.Column("id", sa.Uuid, default=uuid4, unique=True),
     sa.Column("app_id", sa.Uuid, info={"null": True}),
-    _number("synced_version", sa.BigInteger),          # 0 = the next copy is full
+    _number("synced_version", sa.BigInteger),          # 0 = the next copy is full; -1 = so it is, but nobody waits for it (unblocked)
     _flag("blocked"),                                  # its last copy failed
     _flag("replicate", default=True),
+    _flag("preserve"),                                 # keep the target's rows, add only missing ones
 )
 
 table_mappings = _table(
@@ -232,7 +228,6 @@ table_mappings = _table(
     _text("table_name"),
     _text("source_table_name"),
     _flag("per_company", default=True),
-    _modified(),
 )
 
 apps = _table(
@@ -262,44 +257,6 @@ subscriptions = _table(
     _time("modified_at"),
     sa.Column("created_by", sa.Uuid),
     sa.Column("modified_by", sa.Uuid),
-    _text("kind"),                                     # model class of the entities that it is about
-    sa.Column("entity_id", sa.Uuid, default=model.NO_ID),  # NO_ID = all of them
-    _number("told", sa.BigInteger),                    # position in `changes` up to which the receiver knows
-    _time("waiting_since", null=True),                 # when the first change happened that it does not know
-    _time("next_at", null=True),                       # not to be called before, after a call that failed
-    _time("failing_since", null=True),
-    _number("attempts"),                               # calls that failed since
-)
-
-changes = _table(                                      # the outbox: what subscribers are to be told, a row an entity
-    "changes",
-    sa.Column("kind", TEXT, primary_key=True),
-    sa.Column("entity_id", sa.Uuid, primary_key=True),  # NO_ID = many of that kind
-    _number("position", sa.BigInteger),                # of the last change
-    _number("created", sa.BigInteger),                 # position at which it was made; 0 = before anybody asked
-    _flag("deleted"),
-    _time("at"),                                       # of the last change
-    sa.Index("ix_changes_kind_position", "kind", "position"),
-)
-
-change_counter = _table(                               # one row, locked by who writes changes: positions become visible in their order
-    "change_counter",
-    sa.Column("one", sa.Integer, sa.CheckConstraint("one = 1", name="ck_change_counter_one"), primary_key=True, autoincrement=False),
-    _number("position", sa.BigInteger),
-)
-
-deliveries = _table(                                   # the log of calls to receivers, its newest rows
-    "deliveries",
-    sa.Column("id", sa.Integer, primary_key=True),
-    _time("at"),
-    _text("url"),                                      # without its query, which may hold secrets
-    _text("subscriptions"),                            # ids, separated by blanks
-    _number("items"),
-    _number("attempt"),
-    _number("status"),                                 # of HTTP; 0 = no answer
-    _text("outcome"),                                  # delivered, again, removed, given up
-    _text("error"),
-    _number("duration_ms"),
 )
 
 events = _table(
@@ -334,12 +291,12 @@ tokens = _table(
 
 # The set-up as the API shows it: absent until there is one, and never with a secret.
 _setup = sa.select(
-    migration.c.id, migration.c.product_id, migration.c.sql_server_type, migration.c.state, migration.c.modified_at,
+    migration.c.id, migration.c.product_id, migration.c.sql_server_type, migration.c.state,
     *(sa.literal("", TEXT).label(name) for name in ("sql_connection_string", "runtime_name", "runtime_key")),
 ).where(migration.c.state != MigrationState.NOT_SET_UP).subquery("setup")
 
 TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stored: products/registry.py
     model.Run: runs, model.RunTable: run_tables, model.SourceCompany: source_companies, model.Company: companies,
     model.Setup: _setup, model.TableMapping: table_mappings, model.Subscription: subscriptions, model.App: apps,
-    model.Event: events, model.Token: tokens, model.Delivery: deliveries,
+    model.Event: events, model.Token: tokens, model.TableSwitch: registry,
 }
