@@ -48,10 +48,17 @@ def open_target(url: URL) -> LakeTarget:
         raise SetupError(f"{form}:///{url.database}: unknown option {', '.join(url.query)}")
     store = Folder(Path(url.database).absolute())
     try:
-        return LakeTarget(store, ParquetForm(store))
+        return LakeTarget(store, _form(form, store))
     except BaseException:
         store.close()
         raise
+
+
+def _form(name: str, store: Any) -> Form:
+    if name == "parquet":
+        return ParquetForm(store)
+    from skylift.connectors.lake_delta import DeltaForm  # only where it is asked for: it loads a large library
+    return DeltaForm(store)
 
 
 class LakeTarget:
@@ -66,7 +73,10 @@ class LakeTarget:
         self._store = store
         self._form = form
         self._log = Log(store, form.name)
-        self._show(self._log.recent)                   # what a killed process has committed and readers may not see yet
+        try:
+            self._show(self._log.recent)               # what a killed process has committed and readers may not see yet
+        except CopyError:                              # of one table, which tells it when it is used
+            self._log.hold()
 
     def close(self) -> None:
         self._log.close()
@@ -119,6 +129,8 @@ class LakeTarget:
     def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
         shares: list[tuple[int, int, list[DataFile]]] = [(0, i, []) for i in range(max(1, parts))]
         found = self._log.tables.get(name) or LakeTable()
+        if not name.table.startswith(HIDDEN):
+            found = self._form.current(name, found)
         for file in sorted(found.files.values(), key=lambda file: -file.rows):
             rows, i, files = heapq.heappop(shares)     # to whom has least so far
             heapq.heappush(shares, (rows + file.rows, i, [*files, file]))
@@ -148,6 +160,7 @@ class LakeTransaction:
         self._tables = tables
         self._drafts: dict[TargetName, LakeTable | None] = {}
         self._new: set[TargetName] = set()             # drafts that are no successors of what was there
+        self._looked: set[TargetName] = set()          # drafts whose files have been compared with what readers see
         self._found: tuple[pa.Table | None, dict[str, np.ndarray]] = (None, {})     # keys looked for last, and hits by file
         self.written: list[str] = []                   # every file begun here
 
@@ -168,7 +181,7 @@ class LakeTransaction:
     # -------------------------------------------------------------- rows
 
     def insert(self, name: TargetName, table: Table, batches: Iterable[pa.RecordBatch]) -> None:
-        draft = self._table(name)
+        draft = self._as_seen(name)
         new = self._write(name, draft, (self._form.encoded(batch) for batch in batches), table.key)
         old = dict(draft.files)
         if not name.table.startswith(HIDDEN):
@@ -205,7 +218,7 @@ class LakeTransaction:
         return lake_files.read(self._store, file, schema_of(draft.schema).names, hits)
 
     def delete(self, name: TargetName, keys: pa.Table) -> None:
-        found, draft = self._hits(name, keys), self._table(name)
+        found, draft = self._hits(name, keys), self._as_seen(name)
         files = dict(draft.files)
         for path, hits in found.items():
             if hits.any():
@@ -216,13 +229,13 @@ class LakeTransaction:
 
     def read(self, name: TargetName, table: Table, keys: pa.Table | None = None) -> Batches:
         found = None if keys is None else self._hits(name, keys)
-        for path, file in self._table(name).files.items():
+        for path, file in self._as_seen(name).files.items():
             if found is None or found[path].any():
                 for batch in lake_files.read(self._store, file, table.schema.names, None if found is None else found[path]):
                     yield self._form.decoded(batch, table.schema)
 
     def count(self, name: TargetName) -> int:
-        return sum(file.rows for file in self._table(name).files.values())
+        return sum(file.rows for file in self._as_seen(name).files.values())
 
     def _hits(self, name: TargetName, keys: pa.Table) -> dict[str, np.ndarray]:
         """Per file, which rows have one of these keys; what the last look has told is not looked up again."""
@@ -230,10 +243,11 @@ class LakeTransaction:
             self._found = (keys, {})
         known = self._found[1]
         stored = pa.Table.from_batches([self._form.encoded(batch) for batch in keys.to_batches()]) if len(keys) else keys
-        for path, file in self._table(name).files.items():
+        files = self._as_seen(name).files
+        for path, file in files.items():
             if path not in known:
                 known[path] = lake_files.hits(self._store, file, stored)
-        return {path: known[path] for path in self._table(name).files}
+        return {path: known[path] for path in files}
 
     # -------------------------------------------------------------- the ledger
 
@@ -260,6 +274,15 @@ class LakeTransaction:
         table = self._find(name)
         if table is None:
             raise CopyError(f"{name}: the lake has no such table", hint="copy it afresh: skylift run --kind full")
+        return table
+
+    def _as_seen(self, name: TargetName) -> LakeTable:
+        """The draft, over the files that readers see; asked for once."""
+        table = self._table(name)
+        if name not in self._looked and name not in self._new and not name.table.startswith(HIDDEN):
+            table = self._form.current(name, table)
+            self._drafts[name] = table
+        self._looked.add(name)
         return table
 
     def _put(self, name: TargetName, table: LakeTable | None) -> None:

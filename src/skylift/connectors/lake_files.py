@@ -102,6 +102,11 @@ def read(store: Any, file: DataFile, columns: Sequence[str], hits: np.ndarray | 
             begin = end
 
 
+def rows_of(store: Any, path: str, size_bytes: int) -> int:
+    with store.told():
+        return pq.ParquetFile(store.reader(path, size_bytes)).metadata.num_rows
+
+
 def hits(store: Any, file: DataFile, keys: pa.Table) -> np.ndarray:
     """Which rows of a file have one of these keys: bool of shape (rows,). Reads nothing where the bounds tell."""
     keys = keys.filter(_within(file, keys)) if file.bounds else keys

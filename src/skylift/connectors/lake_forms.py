@@ -30,6 +30,9 @@ class Form(Protocol):
     def stored_schema(self, table: Table) -> pa.Schema: ...
     def encoded(self, batch: pa.RecordBatch) -> pa.RecordBatch: ...
     def decoded(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch: ...
+    def current(self, name: TargetName, table: LakeTable) -> LakeTable:
+        """`table` with the files that readers see now. Raises CopyError if others have made them what cannot be read."""
+
     def show(self, tables: Mapping[TargetName, LakeTable | None], lake: str, number: int) -> None:
         """Bring what readers see in line with the log's entry `number`; None = the table is gone. Doing it again does no harm."""
 
@@ -53,6 +56,9 @@ class ParquetForm:
 
     def decoded(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         return batch if batch.schema.types == schema.types else batch.cast(schema)
+
+    def current(self, name: TargetName, table: LakeTable) -> LakeTable:
+        return table
 
     def show(self, tables: Mapping[TargetName, LakeTable | None], lake: str, number: int) -> None:
         self._store.each(self._show, tables.items())

@@ -147,6 +147,10 @@ class Log:
         path = _path(self.number + 1)
         return self._store.create(path, data) or json.loads(self._store.get(path)).get("transaction") == transaction
 
+    def hold(self) -> None:
+        """Readers do not see everything: the entries stay until they do."""
+        self._unshown += 1
+
     def shown(self) -> None:
         """Readers see a transaction; when there are no others under way, the entries may be gathered."""
         with self._lock:

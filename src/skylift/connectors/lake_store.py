@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from skylift.errors import SetupError, SkyliftError, TargetFailed, Transient
+from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient
 
 OWN = "_skylift"                  # the folder of what no reader looks at
 STAGING = f"{OWN}/staging"        # data files that are not, or not yet, in their table's folder
@@ -32,6 +32,7 @@ class Folder:
     """One folder and everything in it; one process at a time."""
 
     pre_buffer = False                # a local read needs no coalescing
+    storage_options: None = None      # for `deltalake`
     orphan_age_s = 0.0                # the lock keeps others out, so what no table owns is nobody's
 
     def __init__(self, root: Path) -> None:
@@ -50,6 +51,10 @@ class Folder:
 
     def close(self) -> None:
         self._lock.close()
+
+    def uri(self, folder: str) -> str:
+        """For `deltalake`."""
+        return str(self.root / folder)
 
     # -------------------------------------------------------------- small files
 
@@ -176,9 +181,15 @@ class Folder:
                 (place / name).unlink()
 
     def each(self, act: Callable[[Any], None], items: Iterable[Any]) -> None:
-        """Nothing to gain from many at once here."""
+        """One after the other: nothing is gained from many at once here. What is wrong with one item keeps no other one back."""
+        failed = []
         for item in items:
-            act(item)
+            try:
+                act(item)
+            except CopyError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     # -------------------------------------------------------------- errors
 

@@ -98,6 +98,7 @@ class Altering:
             yield transaction
 
 
+from tests.connectors.labs.delta import DeltaLab  # noqa: E402
 from tests.connectors.labs.duckdb import DuckDBLab  # noqa: E402
 from tests.connectors.labs.mysql import MySqlLab  # noqa: E402
 from tests.connectors.labs.parquet import ParquetLab  # noqa: E402
@@ -106,4 +107,4 @@ from tests.connectors.labs.sqlite import SqliteLab  # noqa: E402
 from tests.connectors.labs.sqlserver import SqlServerLab  # noqa: E402
 
 SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab, "mysql": MySqlLab, "sqlserver": SqlServerLab}
-TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "postgres": PostgresTargetLab}
+TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "delta": DeltaLab, "postgres": PostgresTargetLab}

@@ -18,6 +18,10 @@ class ParquetLab(Lab):
         self.path = folder / "lake"
         self.url = f"parquet:///{self.path}"
 
+    def files(self, name: str) -> list[str]:
+        """That make up the table now."""
+        return sorted(map(str, (self.path / "main" / escape(name)).glob("*.parquet")))
+
     def rows(self, name: str, schema: str = "main") -> Counter:
         files = f"{self.path}/{escape(schema)}/{escape(name)}/*.parquet"
         with duckdb.connect() as connection:
