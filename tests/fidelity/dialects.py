@@ -55,9 +55,10 @@ SOURCES: dict[str, Dialect] = {
          "decimal(18,2)": "cast({v} as varchar(50))"}),
 }
 # What a target is asked: kinds whose driver values would lose digits are read as text.
+_DUCKDB = Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::varchar"),
+                       "datetime with offset": "({v} at time zone 'UTC')::varchar"})
 TARGETS: dict[str, Dialect] = {
-    "duckdb": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::varchar"),
-                           "datetime with offset": "({v} at time zone 'UTC')::varchar"}),
+    **dict.fromkeys(("delta", "duckdb", "parquet"), _DUCKDB),      # the files of a lake are read by DuckDB
     "postgres": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::text"),
                              "datetime with offset": "({v} at time zone 'UTC')::text", "float32": "{v}::float8"}),
 }

@@ -107,4 +107,5 @@ from tests.connectors.labs.sqlite import SqliteLab  # noqa: E402
 from tests.connectors.labs.sqlserver import SqlServerLab  # noqa: E402
 
 SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab, "mysql": MySqlLab, "sqlserver": SqlServerLab}
-TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "delta": DeltaLab, "postgres": PostgresTargetLab}
+TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "delta": DeltaLab,
+                                             "postgres": PostgresTargetLab}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from urllib.parse import unquote
 
 import duckdb
@@ -11,18 +10,16 @@ from deltalake import DeltaTable
 
 from skylift.connectors.lake_names import escape, unescape
 from tests.connectors.labs import plain
+from tests.connectors.labs.parquet import ParquetLab
 
 
-class DeltaLab:
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "lake"
-        self.url = f"delta:///{self.path}"
+class DeltaLab(ParquetLab):
+    form = "delta"
 
     def table(self, name: str, schema: str = "main") -> DeltaTable:
         return DeltaTable(f"{self.path}/{escape(schema)}/{escape(name)}")
 
     def files(self, name: str, schema: str = "main") -> list[str]:
-        """That make up the table now."""
         return sorted(unquote(uri) for uri in self.table(name, schema).file_uris())
 
     def rows(self, name: str, schema: str = "main") -> Counter:
@@ -30,5 +27,5 @@ class DeltaLab:
         with duckdb.connect() as connection:
             return plain(connection.execute("select * from read_parquet(?)", [files]).fetchall()) if files else Counter()
 
-    def names(self) -> set[str]:
-        return {unescape(folder.parent.name) for folder in (self.path / "main").glob("*/_delta_log")}
+    def names(self, schema: str = "main") -> set[str]:
+        return {unescape(folder.parent.name) for folder in (self.path / escape(schema)).glob("*/_delta_log")}

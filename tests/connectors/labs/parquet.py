@@ -8,24 +8,35 @@ from pathlib import Path
 import duckdb
 
 from skylift.connectors.lake_names import escape, unescape
-from tests.connectors.labs import Lab, plain
+from tests.connectors.labs import Lab, plain, quote
 
 
 class ParquetLab(Lab):
-    examples = 25
+    form = "parquet"
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "lake"
-        self.url = f"parquet:///{self.path}"
+        self.url = f"{self.form}:///{self.path}"
 
-    def files(self, name: str) -> list[str]:
+    name = staticmethod(quote)
+
+    def files(self, name: str, schema: str = "main") -> list[str]:
         """That make up the table now."""
-        return sorted(map(str, (self.path / "main" / escape(name)).glob("*.parquet")))
+        return sorted(map(str, (self.path / escape(schema) / escape(name)).glob("*.parquet")))
+
+    def fetch(self, sql: str, schema: str = "main") -> list[tuple]:
+        """A table is a view of its files."""
+        with duckdb.connect() as connection:
+            connection.execute("set TimeZone='UTC'")
+            for name in self.names(schema):
+                if files := self.files(name, schema):
+                    connection.execute(f"create view {quote(name)} as select * from read_parquet({files})")
+            return connection.execute(sql).fetchall()
 
     def rows(self, name: str, schema: str = "main") -> Counter:
-        files = f"{self.path}/{escape(schema)}/{escape(name)}/*.parquet"
         with duckdb.connect() as connection:
+            files = f"{self.path}/{escape(schema)}/{escape(name)}/*.parquet"
             return plain(connection.execute("select * from read_parquet(?)", [files]).fetchall())
 
-    def names(self) -> set[str]:
-        return {unescape(folder.name) for folder in (self.path / "main").glob("*")}
+    def names(self, schema: str = "main") -> set[str]:
+        return {unescape(folder.name) for folder in (self.path / escape(schema)).glob("*")}
