@@ -194,7 +194,7 @@ def test_a_run_that_waits_to_be_tried_again_can_be_cancelled(ready, monkeypatch)
         tried.set()
         raise Transient("in use by another program")
 
-    monkeypatch.setattr(runner, "open_target", busy)
+    monkeypatch.setattr("skylift.connectors.open_target", busy)
     with coordinating(ready):
         run = ready.migration.run_replication()
         assert tried.wait(20)

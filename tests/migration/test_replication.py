@@ -155,7 +155,7 @@ def test_a_target_that_is_held_by_another_program_is_tried_again_and_then_told(r
         tries.append(url)
         raise Transient("DuckDB file is in use by another program", hint="close it")
 
-    monkeypatch.setattr(runner, "open_target", busy)
+    monkeypatch.setattr("skylift.connectors.open_target", busy)
     run = ready.run()
 
     assert len(tries) == TRIES

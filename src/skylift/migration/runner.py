@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from skylift.connectors import open_source, open_target
+from skylift.connectors import opened
 from skylift.engine.check import check_tables
 from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
@@ -88,32 +88,25 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
     with service.store.read() as connection:
         row = get_migration(connection)
     product = find_product(row["product_id"])
-    losses = Losses(service.settings.accept)
-    source = open_source(service.box.open(row["source_url"]), losses)
-    try:
-        target = open_target(service.box.open(row["target_url"]), losses)
-        try:
-            with service.store.read() as connection:
-                mappings = all_mappings(connection)
-            found = product.discover(source)
-            whole = plan(found, mappings, source.tables, target.max_name_bytes)
-            with service.verb() as verb:
-                check(verb.connection)
-                gone = sync_registry(verb.connection, whole, found)
-                tasks = _enter(verb, run, whole, gone, {company.name for company in found.companies})
-            recorder = _Recorder(service, run, check)
-            if run.replication_type is ReplicationType.DIAGNOSTIC:
-                stream = check_tables(tasks, source, target, workers=workers, stop=stop)
-            else:
-                stream = copy_tables(tasks, source, target, copy_id=str(row["copy_id"]), consumer=str(row["consumer"]), workers=workers,
-                                     stop=stop)
-            for progress in stream:
-                recorder.add(progress)
-            recorder.flush()
-        finally:
-            target.close()
-    finally:
-        source.close()
+    sides = opened(service.box.open(row["source_url"]), service.box.open(row["target_url"]), Losses(service.settings.accept))
+    with sides as (source, target):
+        with service.store.read() as connection:
+            mappings = all_mappings(connection)
+        found = product.discover(source)
+        whole = plan(found, mappings, source.tables, target.max_name_bytes)
+        with service.verb() as verb:
+            check(verb.connection)
+            gone = sync_registry(verb.connection, whole, found)
+            tasks = _enter(verb, run, whole, gone, {company.name for company in found.companies})
+        recorder = _Recorder(service, run, check)
+        if run.replication_type is ReplicationType.DIAGNOSTIC:
+            stream = check_tables(tasks, source, target, workers=workers, stop=stop)
+        else:
+            stream = copy_tables(tasks, source, target, copy_id=str(row["copy_id"]), consumer=str(row["consumer"]), workers=workers,
+                                 stop=stop)
+        for progress in stream:
+            recorder.add(progress)
+        recorder.flush()
 
 
 def _enter(verb: Verb, run: Run, whole: Plan, gone: Sequence[Key], there: Container[str]) -> list[CopyTask]:
