@@ -1,11 +1,11 @@
 import pytest
 
-from tests.connectors.labs import SOURCES, TARGETS
+from tests.connectors.labs import OTHER_FEEDS, SOURCES, TARGETS
 
 
-@pytest.fixture(params=sorted(SOURCES))
+@pytest.fixture(params=sorted(SOURCES | OTHER_FEEDS))
 def source(request, tmp_path):
-    return SOURCES[request.param](tmp_path)
+    return (SOURCES | OTHER_FEEDS)[request.param](tmp_path)
 
 
 @pytest.fixture(params=sorted(TARGETS))

@@ -41,6 +41,13 @@ SOURCES: dict[str, Dialect] = {
          "float64": "DOUBLE", "text": "LONGTEXT", "binary": "LONGBLOB", "date": "DATE", "datetime": "DATETIME(6)",
          "datetime with offset": "TIMESTAMP(6)", "time": "TIME(6)", "guid": "CHAR(36)", "json": "JSON"},
         {**dict.fromkeys(_TIMES, "cast({v} as char)"), "boolean": "{v} + 0", "float32": "{v} * 1e0"}),
+    "postgres": Dialect(
+        {"boolean": "boolean", "int16": "smallint", "int32": "integer", "int64": "bigint", "decimal(38,20)": "numeric(38,20)",
+         "decimal(18,2)": "numeric(18,2)", "numeric": "numeric", "float32": "real", "float64": "double precision", "text": "text",
+         "binary": "bytea", "date": "date", "datetime": "timestamp", "datetime with offset": "timestamptz", "time": "time", "guid": "uuid",
+         "json": "json"},
+        {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid", "json"), "{v}::text"), "float32": "{v}::float8",
+         "datetime with offset": "({v} at time zone 'UTC')::text"}),
     "sqlite": Dialect(
         {"boolean": "BOOLEAN", "int16": "SMALLINT", "int32": "INT", "int64": "INTEGER", "decimal(38,20)": "DECIMALTEXT(38,20)",
          "decimal(18,2)": "DECIMALTEXT(18,2)", "numeric": "NUMERICTEXT", "float64": "DOUBLE", "text": "NTEXT", "binary": "BLOB",
@@ -59,6 +66,6 @@ _DUCKDB = Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::varch
                        "datetime with offset": "({v} at time zone 'UTC')::varchar"})
 TARGETS: dict[str, Dialect] = {
     **dict.fromkeys(("delta", "duckdb", "parquet"), _DUCKDB),      # the files of a lake are read by DuckDB
-    "postgres": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::text"),
+    "postgres": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid", "json"), "{v}::text"),
                              "datetime with offset": "({v} at time zone 'UTC')::text", "float32": "{v}::float8"}),
 }

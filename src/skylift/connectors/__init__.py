@@ -163,7 +163,7 @@ class Target(Protocol):
 
 
 _SOURCES = {"sqlite": "skylift.connectors.sqlite", "mysql": "skylift.connectors.mysql", "mariadb": "skylift.connectors.mysql",
-            "mssql": "skylift.connectors.sqlserver_source"}
+            "postgresql": "skylift.connectors.postgres_source", "mssql": "skylift.connectors.sqlserver_source"}
 _TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake", "delta": "skylift.connectors.lake",
             "postgresql": "skylift.connectors.postgres_target"}
 

@@ -1,0 +1,236 @@
+"""PostgreSQL 13 and later as a source. `?feed=triggers` forbids the replication slot, `?feed=none` whatever would be written to it.
+
+Everything is read by binary COPY in one exported snapshot: what all workers read is one picture of the database, as it stood at the
+watermark. Feeds, best first: a logical replication slot (postgres_slot.py), a change log kept by triggers (postgres_log.py), a sweep.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from sqlalchemy.engine import URL
+
+from skylift.connectors import Batches, Changes
+from skylift.connectors.postgres import Connections, connect, selected, told, where
+from skylift.connectors.postgres_binary import Decoder, copy_out
+from skylift.connectors.postgres_catalog import Facts, read_catalogue
+from skylift.connectors.postgres_feeds import Feeds
+from skylift.connectors.sql import quote
+from skylift.errors import CopyError, SetupError, SourceChanged
+from skylift.losses import Losses
+from skylift.model import ARROW, KeyRange, Table, Watermark
+
+FEEDS = {"": ("slot", "change_log"), "triggers": ("change_log",), "none": ()}     # allowed by the URL's parameter feed
+COUNTED_PAGES = 2_000              # a table up to this large is counted where statistics are missing, a larger one sampled
+SAMPLED_PAGES = 40                 # of a chunk, and
+SAMPLED_ROWS = 200                 # rows of a chunk: sampled to find where it ends
+_WHOLE = re.compile(r"smallint|integer|bigint")
+
+
+def open_source(url: URL) -> PostgresSource:
+    """The database at `url`. Raises SetupError if it cannot be reached, or the URL asks for what there is not."""
+    asked = url.query.get("feed", "")
+    if not isinstance(asked, str) or asked not in FEEDS:
+        raise SetupError(f"{where(url)}: feed is neither 'triggers' nor 'none'", hint="leave it out for the best feed that can be had")
+    url = url.difference_update_query(["feed"])
+    with connect(url):                             # what is wrong is told now
+        pass
+    return PostgresSource(url, FEEDS[asked])
+
+
+class PostgresSource:
+    """One database. Connections are pooled; a table that is tracked is read in the snapshot of its watermark."""
+
+    losses = Losses()
+
+    def __init__(self, url: URL, feeds: Sequence[str]) -> None:
+        self.url = url
+        self.name = str(url.database)
+        self._connections = Connections(url)
+        self._facts: dict[str, Facts] = {}
+        self._lock = threading.Lock()
+        self.feeds = Feeds(self, feeds)
+
+    # -------------------------------------------------------------- catalogue
+
+    def tables(self) -> list[Table]:
+        with told(self.url), self._connections.connection() as connection:
+            found = read_catalogue(connection)
+        with self._lock:
+            self._facts = {table.path: facts for table, facts in found}
+        return [table for table, _ in found]
+
+    def refresh(self, connection: psycopg.Connection, tables: Sequence[Table]) -> dict[str, Facts]:
+        """What the catalogue says of these tables now; of one that is gone, what it said last."""
+        found = {table.path: facts for table, facts in read_catalogue(connection, tables)}
+        with self._lock:
+            self._facts |= found
+        return {table.path: self.facts(table) for table in tables}
+
+    def known(self) -> list[Facts]:
+        return list(self._facts.values())
+
+    def facts(self, table: Table) -> Facts:
+        if table.path not in self._facts:
+            self.tables()
+        if table.path not in self._facts:
+            raise CopyError(f"{table.path}: the source no longer has this table")
+        return self._facts[table.path]
+
+    def measure(self, table: Table) -> Table:
+        """From the statistics, scaled to the pages that there are now, as PostgreSQL's own planner does."""
+        facts = self.facts(table)
+        with self.connection(table.path) as connection:
+            pages, known_pages, known_rows, size_bytes = self.row(connection, """
+                select coalesce(sum(pg_relation_size(oid)), 0)::int8 / current_setting('block_size')::int8, sum(greatest(relpages, 0)),
+                    sum(greatest(reltuples, 0))::float8, coalesce(sum(pg_table_size(oid)), 0)::int8
+                from pg_class where oid = any (%s::oid[]) and relkind <> 'p'""", list(facts.oids))
+            if pages is None or not facts.local:   # no partitions, or some on another server
+                pages, known_pages = COUNTED_PAGES, 0
+            if known_pages and known_rows:
+                rows = known_rows / known_pages * pages
+            elif pages <= COUNTED_PAGES:
+                [rows] = self.row(connection, f"select count(*) from {facts.sql}")
+            else:
+                share = COUNTED_PAGES / pages
+                [rows] = self.row(connection, f"select count(*) from {facts.sql} tablesample system ({100 * share}) repeatable (1)")
+                rows = rows / share
+        return replace(table, rows=round(rows), size_bytes=size_bytes)
+
+    def split(self, table: Table, rows: int, size_bytes: int) -> list[KeyRange]:
+        """By key; without one by place in the table, which holds within one snapshot."""
+        total, facts = table.rows or 0, self.facts(table)
+        chunks = max(-(-total // rows), -(-(table.size_bytes or 0) // size_bytes), 1)
+        if chunks == 1:
+            return [KeyRange()]
+        with self.connection(table.path) as connection:
+            if not table.key:
+                return _ranges(self._places(connection, facts, chunks))
+            if len(table.key) == 1 and _WHOLE.fullmatch(_declared(table, table.key[0])):
+                key = quote(table.key[0])
+                first, last = self.row(connection, f"select min({key}), max({key}) from {facts.sql}")
+                if first is not None and last - first < 2 * total:       # dense: divide the numbers
+                    step = max(1, (last - first + 1) // chunks)
+                    return _ranges([(str(value),) for value in range(first + step, last + 1, step)])
+            return _ranges(self._sampled(connection, table, facts, chunks))
+
+    def _places(self, connection: psycopg.Connection, facts: Facts, chunks: int) -> list[tuple[Any, ...]]:
+        """Page numbers, each beside the file that they are in. Before version 14 each range would scan the whole table."""
+        pages, file = self.row(connection, """select pg_relation_size(%s::oid::regclass) / current_setting('block_size')::int8,
+                                           pg_relation_filenode(%s::oid)::int8""", facts.oid, facts.oid)
+        if facts.partitioned or connection.info.server_version < 140000:
+            return []
+        step = max(1, -(-pages // chunks))
+        return [(page, file) for page in range(step, pages, step)]
+
+    def _sampled(self, connection: psycopg.Connection, table: Table, facts: Facts, chunks: int) -> list[tuple[Any, ...]]:
+        """Evenly spaced keys of a sample, in the order that the key's own index has, as text."""
+        keys = ", ".join(map(quote, table.key))
+        pages = max(1, (table.size_bytes or 0) // 8192)
+        percent = min(100.0, 100 * max(SAMPLED_PAGES * chunks / pages, SAMPLED_ROWS * chunks / (table.rows or 1)))
+        texts = ", ".join(f"{quote(k)}::text" for k in table.key)
+        return self.rows(connection, f"""
+            select {texts} from (select {keys}, row_number() over (order by {keys}) as place_, count(*) over () as all_
+                from {facts.sql} tablesample system ({percent}) repeatable (1)) s
+            where place_ * {chunks} / all_ > (place_ - 1) * {chunks} / all_ and place_ < all_ order by place_""")
+
+    # -------------------------------------------------------------- rows
+
+    def read(self, table: Table, keys: KeyRange) -> Batches:
+        facts = self.facts(table)
+        with self.reading(table) as connection:
+            yield from self.batches(connection, table, f"from {facts.sql} where {_range_sql(table, keys)}")
+            bound = keys.lo or keys.hi
+            if not table.key and bound:            # the query's lock stands: the file is the one that was read
+                [file] = self.row(connection, "select pg_relation_filenode(%s::oid)::int8", facts.oid)
+                if file != bound[1]:
+                    raise SourceChanged(f"{table.path}: the table was rewritten while it was read, and has no primary key")
+
+    def batches(self, connection: psycopg.Connection, table: Table, tail: str) -> Batches:
+        """The rows of `select ... <tail>`, all values in it quoted, in the table's format."""
+        columns = [selected(f.name, declared) if table.format == ARROW else quote(f.name)
+                   for f, declared in zip(table.schema, table.source_types, strict=True)]
+        blocks = copy_out(connection, f"select {', '.join(columns)} {tail}")
+        with told(self.url, table.path):
+            if table.format != ARROW:
+                yield from blocks
+            else:
+                yield from map(Decoder(table).decode, blocks)
+
+    # -------------------------------------------------------------- changes
+
+    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
+        return self.feeds.track(tables, consumer)
+
+    def usable(self, table: Table, since: Watermark) -> str:
+        return self.feeds.usable(table, since)
+
+    def changed(self, since: Mapping[str, Watermark]) -> set[str]:
+        return self.feeds.changed(since)
+
+    def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
+        return self.feeds.changes(table, since)
+
+    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
+        self.feeds.confirm(consumer, positions)
+
+    def untrack(self, consumer: str) -> None:
+        self.feeds.untrack(consumer)
+
+    # -------------------------------------------------------------- connections
+
+    @contextmanager
+    def reading(self, table: Table) -> Iterator[psycopg.Connection]:
+        """A connection in a read-only transaction that sees the table as its watermark does; else as it is now."""
+        with told(self.url, table.path), self._connections.connection() as connection:
+            self.feeds.begin(connection, table.path)
+            yield connection
+            connection.execute("commit")
+
+    @contextmanager
+    def connection(self, path: str = "") -> Iterator[psycopg.Connection]:
+        """A connection in autocommit mode; errors are about the table of this path."""
+        with told(self.url, path), self._connections.connection() as connection:
+            yield connection
+
+    def rows(self, connection: psycopg.Connection, query: str, *params: Any) -> list[tuple[Any, ...]]:
+        return connection.execute(query, params or None).fetchall()
+
+    def row(self, connection: psycopg.Connection, query: str, *params: Any) -> tuple[Any, ...]:
+        return self.rows(connection, query, *params)[0]
+
+    def close(self) -> None:
+        self.feeds.close()
+        self._connections.close()
+
+
+def _declared(table: Table, column: str) -> str:
+    return table.source_types[table.schema.get_field_index(column)]
+
+
+def _ranges(bounds: Sequence[tuple[Any, ...]]) -> list[KeyRange]:
+    return [KeyRange(lo, hi) for lo, hi in zip([None, *bounds], [*bounds, None], strict=True)]
+
+
+def _range_sql(table: Table, keys: KeyRange) -> str:
+    """Row-wise comparison in the order of the key's index: https://www.postgresql.org/docs/current/functions-comparisons.html"""
+    columns = f"({', '.join(map(quote, table.key))})" if table.key else "ctid"
+    parts = ["true"]
+    for bound, sign in ((keys.lo, ">="), (keys.hi, "<")):
+        if bound is not None and table.key:
+            parts.append(f"{columns} {sign} ({', '.join(typed(v, _declared(table, k)) for v, k in zip(bound, table.key, strict=True))})")
+        elif bound is not None:
+            parts.append(f"{columns} {sign} '({int(bound[0])},0)'::tid")
+    return " and ".join(parts)
+
+
+def typed(text: str, declared: str) -> str:
+    """A value written as text, quoted, of a declared type."""
+    return f"{sql.Literal(text).as_string()}::{declared}"
