@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +39,19 @@ def postgres(*options: str) -> str:
     settings = ("fsync=off", "listen_addresses=127.0.0.1", *options)
     run("pg_ctl", "start", "-w", "-o", f"-p {port} -k {folder} " + " ".join(f"-c {setting}" for setting in settings))
     atexit.register(run, "pg_ctl", "stop", "-w", "-m", "immediate")
-    return f"postgresql://skylift@127.0.0.1:{port}/postgres"
+    url = f"postgresql://skylift@127.0.0.1:{port}/postgres"
+    _controls[url] = lambda *arguments: run("pg_ctl", *arguments, "-w", "-m", "immediate")
+    return url
+
+
+_controls: dict[str, Callable[..., None]] = {}
+
+
+def control_postgres(url: str, *arguments: str) -> None:
+    """pg_ctl with `arguments`, such as 'restart' or 'stop'; the server crashes and, where it is started again, recovers."""
+    if url not in _controls:
+        pytest.skip("only a server that the tests have started is stopped by them")
+    _controls[url](*arguments)
 
 
 def server_folder(name: str, owner: str) -> Path:

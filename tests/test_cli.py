@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 
 import duckdb
 import httpx
@@ -17,11 +18,12 @@ from typer.testing import CliRunner
 from skylift.cli import app
 from skylift.cli.follow import Pace, Tally
 from skylift.migration import Migration
-from skylift.model import Setup
+from skylift.model import NO_ID, Setup
 from skylift.query import Query
 from skylift.sample import BASE, create_sample
-from skylift.settings import Settings
+from skylift.settings import Settings, load_settings
 from skylift.store import open_store
+from skylift.store.tables import deliveries, subscriptions
 
 COMPANY = "CRONUS International Ltd_"
 ENTRIES = f'"{COMPANY}$G_L Entry${BASE}"'
@@ -355,6 +357,35 @@ def test_second_run_without_marked_company_is_refused(call, ready):
     assert (code, "hint: mark at least one company (skylift companies --mark NAME" in error) == (3, True)
     code, _, error = call("companies", "--create")
     assert (code, "no company is marked" in error) == (3, True)
+
+
+def test_a_token_can_end_by_itself_and_be_an_access_key(call):
+    code, document, _ = call("token", "create", "ci", "--role", "reader", "--expires", "1.5", "--access-key", "--json")
+    ends = datetime.fromisoformat(document["expires_at"]) - datetime.now(UTC)
+    assert (code, len(document["token"])) == (0, 44) and timedelta(hours=35) < ends < timedelta(hours=37)
+    _, out, _ = call("token", "create", "gone", "--role", "reader", "--expires", "0")
+    assert "until " in out and len(out.splitlines()[-1]) > 44
+    assert call("token", "revoke", "gone")[0] == 2       # it has ended already
+    assert f"{datetime.fromisoformat(document['expires_at']):%Y-%m-%d %H:%M}" in call("token", "list")[1]
+
+
+def test_subscriptions_and_calls_of_their_receivers_are_listed_without_secrets(call):
+    home = load_settings()
+    service = Migration(open_store(home.store), home, "tester")
+    assert call("webhook", "list", "--json")[1] == call("webhook", "log", "--json")[1] == []
+    now = datetime.now(UTC)
+    with service.store.write() as connection:
+        connection.execute(subscriptions.insert().values(
+            id="s1", notification_url="https://hook.example/a?code=geheim", resource="api/v1.0/tableMappings", client_state="geheim",
+            user_id=NO_ID, created_by=NO_ID, modified_by=NO_ID, created_at=now, modified_at=now, expires_at=now + timedelta(days=1)))
+        for n in range(3):
+            connection.execute(deliveries.insert().values(at=now, url="https://hook.example/a", subscriptions="s1", items=7, attempt=n + 1,
+                                                          status=503, outcome="again"))
+    service.store.close()
+    for arguments in (["list"], ["list", "--json"], ["log"], ["log", "--json"]):
+        code, out, _ = call("webhook", *arguments)
+        assert code == 0 and "https://hook.example/a" in str(out) and "geheim" not in str(out)
+    assert [row["attempt"] for row in call("webhook", "log", "--last", "2", "--json")[1]] == [3, 2]
 
 
 def test_token_is_alone_on_the_last_line_and_kept_by_name_only(call):

@@ -9,3 +9,7 @@ def test_no_test_names_a_rule_that_is_not_there():
 
 def test_the_conformance_page_is_up_to_date():
     assert (ROOT / "docs" / "conformance.md").read_text("utf-8") == page(), "python -m tests.conformance > docs/conformance.md"
+
+
+def test_every_rule_has_a_test():
+    assert sorted(RULES.keys() - {claim.rule for claim in claims()}) == []

@@ -7,7 +7,7 @@ and the faces show (`None` for a time means "not yet").
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -29,6 +29,13 @@ from skylift.runs import (
 
 NO_ID = UUID(int=0)
 ARROW = "arrow"     # record batches with the columns of the table's schema; every source and target speaks it
+
+def time_text(value: datetime) -> str:
+    """UTC, up to three decimals, trailing zeros cut (odata.md H4)."""
+    milliseconds = value.microsecond // 1000
+    fraction = f".{milliseconds:03d}".rstrip("0") if milliseconds else ""
+    return f"{value.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}{fraction}Z"
+
 
 # ------------------------------------------------------------------ what moves
 
@@ -92,7 +99,7 @@ class Watermark:
 
     feed: str            # 'change_log' or 'fingerprint' (connectors name their own)
     position: int        # 0 = never copied
-    incarnation: str     # identity of the source database; another one means: copy whole
+    incarnation: str     # identity of the source database; another one means: copy whole. Without a feed ('sweep'): why there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,7 @@ class Progress:
     total_rows: int = 0            # rows of the source table (estimate until the task has ended)
     size_bytes: int = 0            # Arrow bytes moved so far
     mode: str = ""                 # 'full', 'incremental' or 'unchanged'
-    reason: str = ""               # why a full copy was made where an incremental one was asked for
+    reason: str = ""               # why a full copy or a comparison was made where changes were asked for
     losses: str = ""               # which values were changed as the setting `accept` allows, counted
     inserted: int = 0
     updated: int = 0
@@ -285,6 +292,22 @@ class Subscription:
     modified_at: datetime
     created_by: UUID = NO_ID
     modified_by: UUID = NO_ID
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A call to a receiver of webhooks."""
+
+    id: int
+    at: datetime
+    url: str                       # without its query
+    subscriptions: str             # ids, separated by blanks
+    items: int
+    attempt: int                   # 1 = the first
+    status: int                    # of HTTP; 0 = no answer
+    outcome: str                   # delivered, again, removed, given up
+    error: str
+    duration_ms: int
 
 
 @dataclass(frozen=True, slots=True)

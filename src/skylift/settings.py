@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009 (_setting returns a dataclass field)
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import tomllib
@@ -55,6 +56,17 @@ class Settings:
     jwt_readers: str = _setting("API.Read.All Financials.Read.All", "roles or scopes of the issuer that make a reader")
     jwt_leeway_s: float = _setting(60.0, "seconds by which the issuer's clock may differ", least=0)
     jwt_keys_s: float = _setting(300.0, "seconds after which the issuer's keys are fetched again", least=0.1)
+    webhook_merge_s: float = _setting(30.0, "seconds after a change in which further ones join its notification", least=0)
+    webhook_timeout_s: float = _setting(30.0, "seconds that a receiver has to answer a notification", least=0.1)
+    webhook_handshake_s: float = _setting(5.0, "seconds that a receiver has to confirm a subscription", least=0.1)
+    webhook_retry_s: float = _setting(30.0, "seconds until a failed notification is sent again; doubled up to an hour", least=0.01)
+    webhook_give_up_h: float = _setting(36.0, "hours of failing after which a notification is dropped", least=0)
+    webhook_days: float = _setting(3.0, "days after which a subscription ends unless it is renewed", least=0)
+    webhook_networks: str = _setting("", "private networks that may be called, separated by blanks; those also without https")
+    webhook_secret: str = _setting("", "whsec_ and a key in base64: notifications are signed as Standard Webhooks has it", secret=True)
+    webhook_log: int = _setting(10_000, "calls of receivers that are kept in the log", least=0)
+    subscriptions_online: int = _setting(200, "subscriptions that may be there when one is made under a /v2.0 root", least=0)
+    subscriptions_on_premises: int = _setting(1000, "subscriptions that may be there when one is made under another root", least=0)
     accept: str = _setting("", f"changes to values that are accepted and counted, not refused, separated by blanks: {' '.join(KINDS)}")
     workers: int = _setting(2, "threads that copy", least=1)
     lease_s: float = _setting(15.0, "seconds after which a silent coordinator is replaced", least=0.1)
@@ -94,8 +106,19 @@ def networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     return [ipaddress.ip_network(part) for part in text.split()]
 
 
+def signing_key(settings: Settings) -> bytes:
+    """The key that notifications are signed with, empty if they are not. Raises ValueError."""
+    if not settings.webhook_secret:
+        return b""
+    prefix, _, text = settings.webhook_secret.partition("_")
+    key = base64.b64decode(text, validate=True)
+    if prefix != "whsec" or not 24 <= len(key) <= 64:
+        raise ValueError(prefix)
+    return key
+
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_NETWORKS = ("trusted_proxies",)
+_NETWORKS = ("trusted_proxies", "webhook_networks")
 _FIELDS = {f.name: f for f in fields(Settings)}
 
 
@@ -128,6 +151,11 @@ def _check_together(settings: Settings) -> None:
                          hint=_FIELDS["jwt_audience"].metadata["help"], code="Settings")
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise SetupError("tls_cert and tls_key are needed both, or neither", hint=_FIELDS["tls_cert"].metadata["help"], code="Settings")
+    try:
+        signing_key(settings)
+    except ValueError:
+        raise SetupError("webhook_secret is not whsec_ and a key of 24 to 64 bytes in base64", code="Settings",
+                         hint='make one: echo "whsec_$(openssl rand -base64 32)"') from None
     for name in _NETWORKS:
         try:
             networks(getattr(settings, name))

@@ -5,15 +5,20 @@ import email
 import json
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from skylift.api.batch import ROLLED_BACK
 from skylift.errors import Transient
+from skylift.migration.changes import note
+from skylift.model import SourceCompany
 from skylift.store import Store
-from skylift.store.tables import apps
-from tests.api.conftest import fill, number, open_client
+from skylift.store.tables import apps, changes, subscriptions
+from tests.api.conftest import START, fill, number, open_client
 from tests.migration.lab import Lab
 
 RUNS, MAPPINGS, COMPANIES, SETUP = "cloudMigrationStatus", "tableMappings", "cloudMigrationCompanies", "setupCloudMigration"
@@ -336,6 +341,36 @@ def test_verbs_of_others_wait_for_the_end_of_a_transaction_and_see_what_it_did(c
     assert order == ["together", "other"]
 
 
+@pytest.mark.rule("B3", "K4")
+def test_what_a_transaction_takes_back_is_not_told_and_what_it_did_is_told_once(client):
+    """Beside a run that writes what webhooks tell of at the same time."""
+    store, [row] = client.http.service.store, client.rows(COMPANIES)
+    with store.write() as connection:
+        connection.execute(subscriptions.insert().values(
+            id="x", kind="SourceCompany", created_at=START, modified_at=START, expires_at=START.replace(year=9999), user_id=number(0),
+            created_by=number(0), modified_by=number(0)))
+
+    def told():
+        with store.read() as connection:
+            return [change.entity_id for change in connection.execute(sa.select(changes))]
+
+    def mark(replicate):
+        return {"method": "PATCH", "url": f"{COMPANIES}({row['id']})", "headers": {"If-Match": "*"}, "body": {"replicate": replicate}}
+
+    def run():
+        for n in range(20):
+            with store.write() as connection:
+                note(connection, SourceCompany, [number(n)])
+
+    assert statuses(client, mark(False), WRONG, Isolation="snapshot") == [200, 404] and told() == []
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(run)
+        for n in range(20):
+            assert statuses(client, mark(n % 2 == 0), get(RUNS), mark(n % 2 == 1), Isolation="snapshot") == [200] * 3
+        running.result()
+    assert sorted(told()) == sorted([*(number(n) for n in range(20)), UUID(row["id"])])
+
+
 # ------------------------------------------------------------------ B4: dependencies and references
 
 
@@ -473,6 +508,14 @@ def test_a_content_id_is_referred_to_in_its_change_set_and_behind_it(client):
     assert [answer[1] for answer in (*first, *second)] == ["HTTP/1.1 201 Created", "HTTP/1.1 200 OK", "HTTP/1.1 201 Created",
                                                           "HTTP/1.1 204 No Content"]
     assert last[1] == "HTTP/1.1 404 Not Found" and stored(client) == ["Changed"]
+
+
+@pytest.mark.rule("B6", "B4")
+def test_a_change_set_that_numbers_like_a_failed_one_is_its_own(client):
+    patch = http_part("DELETE $1 HTTP/1.1\n", Content_ID="2")
+    text = multipart("outer", change_set(post_part(1, Content_ID="1"), post_part(1)), change_set(post_part(2, Content_ID="1"), patch))
+    [failed, second] = send(client, text, Prefer="continue-on-error")
+    assert failed[1] == "HTTP/1.1 409 Conflict" and [answer[1][9:12] for answer in second] == ["201", "204"]
 
 
 @pytest.mark.rule("B6", "B4")

@@ -93,7 +93,7 @@ def examples(asked, most):
 @pytest.mark.slow
 @pytest.mark.rule("X1", "H1")
 def test_anything_is_answered_and_refused_in_json(asked, caplog):
-    @examples(asked, 2000)
+    @examples(asked, 1600)
     @given(method=hostile.method, root=hostile.root, path=hostile.path, options=st.lists(hostile.option, max_size=3),
            headers=st.lists(hostile.header, max_size=2), body=hostile.body, as_json=st.sampled_from((True, True, True, False)),
            more=hostile.rarely)

@@ -379,12 +379,6 @@ def test_verbs_that_a_resource_does_not_have_are_405_with_those_it_has(client):
                                              "Microsoft Dynamics NAV OData web services.")
 
 
-def test_what_waits_for_its_own_issue_says_so(client):
-    assert client.error("subscriptions", "POST", body={"notificationUrl": "https://x", "resource": RUNS})[:2] == (
-        501, "BadRequest_MethodNotImplemented")
-    assert client.rows("subscriptions") == []
-
-
 def test_a_refused_verb_changes_nothing(client, source):
     connect(client, source)
     before = table_count(client, apps), client.rows(RUNS), client.rows(SETUP)

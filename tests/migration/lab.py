@@ -8,7 +8,8 @@ import duckdb
 import sqlalchemy as sa
 
 from skylift.migration import Migration
-from skylift.migration.coordinator import Lease, Worker
+from skylift.migration.coordinator import Worker
+from skylift.migration.lease import Lease
 from skylift.model import Event, Run, RunTable, Setup, SourceCompany, TableMapping
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, SqlServerType

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from skylift.errors import Transient
 from skylift.migration import coordinator, runner
-from skylift.migration.coordinator import LEASE, Lease, LeaseLost, coordinate, spawn_coordinator
+from skylift.migration.coordinator import coordinate, spawn_coordinator
+from skylift.migration.lease import COORDINATOR, Lease, LeaseLost
 from skylift.model import Run
 from skylift.runs import MigrationState, RunStatus, TableStatus
 from skylift.settings import Settings
@@ -84,9 +85,9 @@ def test_a_long_step_does_not_cost_the_lease(ready, monkeypatch):
     with coordinating(ready, lease_s=0.3):
         run = ready.migration.run_replication()
         until(lambda: holder(ready))
-        assert not leases.acquire(ready.store, LEASE, "another", 60)
+        assert not leases.acquire(ready.store, COORDINATOR, "another", 60)
         time.sleep(0.8)
-        assert not leases.acquire(ready.store, LEASE, "another", 60)
+        assert not leases.acquire(ready.store, COORDINATOR, "another", 60)
         until(lambda: ready.migration.get(Run, run.id).status is RunStatus.UPGRADE_PENDING)
 
 
@@ -128,7 +129,7 @@ def test_a_lost_lease_in_the_middle_of_a_run_leaves_the_run_to_the_other(ready, 
         time.sleep(0.5)
         assert ready.migration.get(Run, run.id).status is RunStatus.IN_PROGRESS
         assert not any(table.status is TableStatus.SUCCESSFUL for table in ready.tables(run).values())
-        leases.release(ready.store, LEASE, "another")
+        leases.release(ready.store, COORDINATOR, "another")
         until(lambda: ready.migration.get(Run, run.id).status is RunStatus.UPGRADE_PENDING)
 
 

@@ -148,7 +148,7 @@ def test_a_marked_company_that_has_gone_from_the_source_ends_the_run_with_the_re
 
 
 def test_a_target_that_is_held_by_another_program_is_tried_again_and_then_told(ready, monkeypatch):
-    monkeypatch.setattr("skylift.migration.coordinator._pause", lambda seconds, stop: None)
+    monkeypatch.setattr("skylift.migration.coordinator.pause", lambda seconds, stop: None)
     tries = []
 
     def busy(url, losses):

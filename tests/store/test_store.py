@@ -9,16 +9,18 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import skylift.store
 from skylift.errors import SetupError
-from skylift.model import Run, SourceCompany
+from skylift.model import NO_ID, Run, SourceCompany
 from skylift.runs import CompanyInit, ReplicationType, RunStatus
 from skylift.store import SCHEMA, open_store, to_row
-from skylift.store.tables import events, metadata, run_tables, runs, source_companies
+from skylift.store.tables import events, metadata, run_tables, runs, source_companies, subscriptions
 
 
 @pytest.fixture
@@ -42,6 +44,29 @@ def test_the_schema_that_the_migrations_make_is_that_of_the_tables(store):
     with store.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata) == []
     assert ScriptDirectory(str(Path(skylift.store.__file__).with_name("migrations"))).get_heads() == [SCHEMA]
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date_with_what_it_holds(store_url):
+    engine = skylift.store._engine(sa.engine.make_url(store_url))
+    with engine.execution_options(skylift_writes=True).begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", "skylift.store:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        one, then = "'00000000000000000000000000000001'", "'2026-07-01 00:00:00.000000'"
+        connection.execute(sa.text(f"insert into runs values ({one}, 'one', {then}, null, 'Full', 'Completed', '', '', 0)"))
+        connection.execute(sa.text(f"insert into subscriptions values ('s', 'https://x.example', 'r', {one}, '', {then}, {then}, {then}, "
+                                   f"{one}, {one})"))
+    engine.dispose()
+
+    for _ in range(2):
+        store = open_store(store_url)
+        with store.read() as connection:
+            assert connection.execute(sa.select(runs.c.run_id, runs.c.modified_at)).all() == [("one", datetime(1970, 1, 1, tzinfo=UTC))]
+            row = connection.execute(sa.select(subscriptions)).one()
+            assert (row.id, row.kind, row.entity_id, row.told, row.waiting_since) == ("s", "", NO_ID, 0, None)
+            assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata) == []
+        store.close()
 
 
 def test_processes_that_open_a_new_store_at_once_make_it_once(store_url):

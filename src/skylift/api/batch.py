@@ -130,7 +130,7 @@ class _Batch:
             pass
         except SkyliftError as error:                # of beginning or committing
             item = self.answered.pop()[0] if len(self.answered) > first else units[0][0]
-            self.answered.append((item, finish(error, item.method, item.url)))
+            self.answered.append((item, _finish(error, item)))
         finally:
             self.together = None
         for item, _ in self.answered[self.kept:]:
@@ -155,8 +155,8 @@ class _Batch:
 
     def _unmet(self, item: Item, failed: Item) -> Answer:
         self.failed |= item.names
-        return finish(ODataError(424, "BadRequest", f"The request belongs to '{failed.group}', of which another request has failed."),
-                      item.method, item.url)
+        error = ODataError(424, "BadRequest", f"The request belongs to '{failed.group}', of which another request has failed.")
+        return _finish(error, item)
 
     def _answer(self, item: Item) -> Answer:
         answer: Answer | Exception
@@ -164,7 +164,7 @@ class _Batch:
             answer = self._ask(item)
         except Exception as error:
             answer = error
-        return finish(answer, item.method, item.url.partition("?")[0])
+        return _finish(answer, item)
 
     def _ask(self, item: Item) -> Answer:
         reference = _reference(item.url)
@@ -178,6 +178,7 @@ class _Batch:
         answer = self.ask(item.method, url, self._headers(item, url), item.body)
         if item.id is not None:
             id = str(item.id)
+            self.failed.discard(id)                          # of another change set, which numbers its own
             self.tags[id] = answer.headers.get("ETag", "")
             path = answer.headers.get("Location", "").removeprefix(self.base)
             self.entities[id] = path or self._path(item, reference).partition("?")[0]
@@ -216,6 +217,10 @@ class _Batch:
             if value.startswith("$") and value[1:] in self.tags:
                 headers[name] = self.tags[value[1:]]
         return headers
+
+
+def _finish(answer: Answer | Exception, item: Item) -> Answer:
+    return finish(answer, item.method, item.url.partition("?")[0])
 
 
 def _marked(item: Item, answer: Answer) -> Answer:

@@ -92,6 +92,8 @@ def parse_order(text: str, entity_set: EntitySet, schema_version: str) -> list[O
         term = parser.primary()
         if not isinstance(term.expression, Attribute) or term.expression.path or term.prop is None:
             raise not_implemented("$orderby takes properties of the entity itself.")
+        if term.prop in entity_set.filterable:
+            raise unknown_property(term.prop.name, entity_set.entity)
         by = term.expression if term.prop.values is None else ranked(term)
         descending = parser.take("desc")
         if not descending:
@@ -206,7 +208,7 @@ class _Parser:
                 raise self._syntax(position)
             self.next += 1
             return self._property(token, BY_NAME[navigation.target], (*path, navigation.path))
-        prop = entity_set.find_property(name)
+        prop = entity_set.find_property(name) or next((p for p in entity_set.filterable if p.name == name), None)
         if prop is None:
             raise unknown_property(name, entity_set.entity)
         if prop.is_collection:

@@ -59,6 +59,15 @@ what was before them stay. `$id` begins the URL of a request about the entity of
 **Errors** are `{{"error": {{"code", "message"}}}}`; the message ends with the id that is also in the header `request-id` and the log. The
 header `x-skylift-code` tells business refusals apart.
 
+**Webhooks.** A subscription's receiver is called by `POST` {_DEFAULT["webhook_merge_s"]:g} seconds (`webhook_merge_s`) after a change,
+with `{{"value": [..]}}`: an item for each entity that has changed, with `subscriptionId`, `clientState`, `expirationDateTime`, `resource`,
+`changeType` and `lastModifiedDateTime`. `resource` is the path to fetch, from `api` on. Above 1,000 there is one item of the type
+`collection`, whose `resource` filters by `lastModifiedDateTime`. Any 2xx is well; after 408, 429, 5xx or no answer within
+{_DEFAULT["webhook_timeout_s"]:g} seconds the call is made again, for {_DEFAULT["webhook_give_up_h"]:g} hours; any other answer ends the
+subscription. A receiver may be told twice. It is called with https; a private network only if `webhook_networks` lists it, then also
+without. With `webhook_secret` calls have the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` of
+[Standard Webhooks](https://www.standardwebhooks.com).
+
 **Limits** for each caller, all settings: {_DEFAULT["api_requests"]:,} requests (`api_requests`) in
 {_DEFAULT["api_window_s"] / 60:.0f} minutes (`api_window_s`), {_DEFAULT["api_running"]} at once (`api_running`), {_DEFAULT["api_queue"]}
 waiting (`api_queue`) for up to {_DEFAULT["api_wait_s"] / 60:.0f} minutes (`api_wait_s`), {_DEFAULT["api_connections"]} open in all

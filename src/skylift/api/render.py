@@ -21,10 +21,10 @@ import msgspec
 
 from skylift.api.errors import ODataError
 from skylift.api.resources import SETS, EntitySet, Property
+from skylift.model import NO_ID, time_text
 from skylift.runs import CompanyInit, CompanySetupStatus, ReplicationType, RunStatus, TableMappingType, TableStatus
 
 SCHEMA_VERSIONS = ("1.0", "2.0", "2.1")
-NO_ID = UUID(int=0)
 UNSET_TIME = datetime(1, 1, 1, tzinfo=UTC)
 MOST_INT32 = 2**31 - 1
 
@@ -121,13 +121,6 @@ def to_wire(prop: Property, value: Any, shape: Shape) -> Any:
         case Decimal():
             return f"{value:f}" if shape.ieee754 else value
     return value
-
-
-def time_text(value: datetime) -> str:
-    """UTC, up to three decimals, trailing zeros cut (H4)."""
-    milliseconds = value.microsecond // 1000
-    fraction = f".{milliseconds:03d}".rstrip("0") if milliseconds else ""
-    return f"{value.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat()}{fraction}Z"
 
 
 def plain_text(prop: Property, value: Any, shape: Shape) -> str:

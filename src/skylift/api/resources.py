@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from skylift.api.errors import not_implemented
 from skylift.migration import Migration
 from skylift.model import Company, ProductType, Run, RunTable, Setup, SourceCompany, Subscription, TableMapping
 from skylift.runs import (
@@ -38,6 +37,7 @@ class Property:
     values: type[StrEnum] | None = None
     writable: bool = False
     secret: bool = False             # answered to the write that sets it, empty afterwards (W8)
+    ignored: bool = False            # what a client sends of it is ignored (K2)
 
     @property
     def is_collection(self) -> bool:
@@ -78,6 +78,7 @@ class EntitySet:
     delete: Verb | None = None
     in_company: bool = True
     administrator: bool = False          # writes and actions are set-up (N4)
+    filterable: tuple[Property, ...] = ()    # known in $filter only: what the links of webhooks compare (K4)
     aliases: tuple[str, ...] = ()        # the generated documentation's misspelling (U5)
 
     @property
@@ -119,6 +120,8 @@ _AUDIT = (
     Property("systemModifiedBy", GUID, "modified_by"),
 )
 
+_MODIFIED = (Property("lastModifiedDateTime", TIME, "modified_at"),)
+
 SOURCE_COMPANIES = EntitySet(
     "cloudMigrationCompanies", "cloudMigrationCompany", SourceCompany,
     "The companies found in the source. Those with `replicate` take part in the next runs.",
@@ -140,6 +143,7 @@ SOURCE_COMPANIES = EntitySet(
         Action("initializeCompany", Migration.initialize_company, "Initialise this company."),
     ),
     change=Migration.change_company,
+    filterable=_MODIFIED,
     aliases=("cloudMigrationCompanys",),
 )
 
@@ -170,6 +174,7 @@ RUNS = EntitySet(
         Action("completeCloudMigration", Migration.complete_cloud_migration, "End the migration, once everything has arrived."),
         Action("disableReplication", Migration.disable_replication, "End replication for now."),
     ),
+    filterable=_MODIFIED,
     aliases=("cloudMigrationStatuss",),
 )
 
@@ -189,6 +194,7 @@ RUN_TABLES = EntitySet(
     order=("run_id", "table_name", "company_name"),
     navigations=(Navigation("cloudMigrationStatus", "cloudMigrationStatus", many=False, on=("run_id", "run_id"), path="run",
                             partner="cloudMigrationStatusDetails"),),
+    filterable=_MODIFIED,
 )
 
 SETUP = EntitySet(
@@ -209,6 +215,7 @@ SETUP = EntitySet(
         Action("completeSetup", Migration.complete_setup, "Record default mappings and create the marked companies."),
     ),
     create=Migration.create_setup, change=Migration.change_setup,
+    filterable=_MODIFIED,
     administrator=True,
     aliases=("setupCloudMigrations",),
 )
@@ -240,16 +247,15 @@ MAPPINGS = EntitySet(
         Action("deleteAllForExtension", Migration.delete_all_for_extension, "Delete every mapping with this row's appId."),
     ),
     create=Migration.create_mapping, change=Migration.change_mapping, delete=Migration.delete_mapping,
+    filterable=_MODIFIED,
 )
-
-
-def _webhooks(*_: Any) -> Any:
-    raise not_implemented("Webhook subscriptions cannot be made, changed or deleted yet.")
 
 
 SUBSCRIPTIONS = EntitySet(
     "subscriptions", "subscriptions", Subscription,
-    "Webhook subscriptions. Read only for now: writing one is answered with 501.",
+    "Webhook subscriptions: to a set of this API or to one entity of it, but not to `companies` and `sourceProductTypes`. The address "
+    "`notificationUrl` must answer a `POST` with the `validationToken` of its query, at first and whenever the subscription is "
+    "renewed by `PATCH`; it is told later what was created, updated or deleted.",
     properties=(
         Property("subscriptionId",       STRING, "id",               150),
         Property("notificationUrl",      STRING, "notification_url", writable=True),
@@ -257,10 +263,10 @@ SUBSCRIPTIONS = EntitySet(
         Property("userId",               GUID,   "user_id"),
         Property("lastModifiedDateTime", TIME,   "modified_at"),
         Property("clientState",          STRING, "client_state",     2048, writable=True),
-        Property("expirationDateTime",   TIME,   "expires_at"),
+        Property("expirationDateTime",   TIME,   "expires_at",       ignored=True),
         *_AUDIT,
     ),
-    create=_webhooks, change=_webhooks, delete=_webhooks,
+    create=Migration.create_subscription, change=Migration.change_subscription, delete=Migration.delete_subscription,
     in_company=False,
 )
 

@@ -25,6 +25,8 @@ from skylift.api.reading import Reader
 from skylift.api.remembered import Remembered
 from skylift.api.render import Shape, etag, key_text, plain_text, to_json, value_of
 from skylift.api.resolve import Resource, both, count_rows, resolve
+from skylift.api.resources import SUBSCRIPTIONS
+from skylift.api.subscriptions import read_subscription
 from skylift.api.urls import Url, parse_url
 from skylift.migration import Migration
 from skylift.migration.signin import SignIn
@@ -90,7 +92,7 @@ class Api:
         caller = await run_in_threadpool(self._authenticate, credentials[0] if len(credentials) == 1 else "", url.on_premises)
         async with self.limits.turn(str(caller.id)):
             body = await self._body(request)
-            service = self.service.as_actor(caller.name)
+            service = self.service.as_actor(caller.name, caller.id)
             return await run_in_threadpool(serve, service, caller, request.method, url, headers, body), str(caller.id)
 
     def _authenticate(self, authorization: str, on_premises: bool) -> Caller:
@@ -245,7 +247,7 @@ def _create(call: Call) -> Answer:
     assert entity_set.create is not None
     writing.check_content_type(call.headers.get("content-type", ""), call.body, action=False)
     options = call.options(single=True)
-    row = entity_set.create(call.service, writing.read_values(entity_set, call.body, None))
+    row = entity_set.create(call.service, _values(call, None))
     path = f"{call.resource.path}({key_text(entity_set, row)})"
     return _written(call, replace(call.resource, kind="entity", path=path, row=row), options, 201, Location=f"{call.url.root}/{path}")
 
@@ -257,9 +259,15 @@ def _change(call: Call) -> Answer:
     matches = writing.if_match(entity_set, call.headers.get("if-match"), required=True)
     matches(row)
     options = call.options(single=True)
-    values = writing.read_values(entity_set, call.body, row)
-    changed = entity_set.change(call.service, getattr(row, entity_set.key.attribute), values, matches)
+    changed = entity_set.change(call.service, getattr(row, entity_set.key.attribute), _values(call, row), matches)
     return _written(call, replace(call.resource, row=changed), options, 200)
+
+
+def _values(call: Call, row: Any) -> dict[str, Any]:
+    values = writing.read_values(call.resource.set, call.body, row)
+    if call.resource.set is SUBSCRIPTIONS:
+        return read_subscription(call.service, call.url, call.headers, values, new=row is None)
+    return values
 
 
 def _written(call: Call, resource: Resource, options: Options, status: int, **headers: str) -> Answer:

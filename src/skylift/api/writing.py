@@ -52,6 +52,8 @@ def read_values(entity_set: EntitySet, body: bytes, row: Any | None) -> dict[str
         prop = entity_set.find_property(name)
         if prop is None:
             raise bad_request(f"The property '{name}' does not exist on type 'Microsoft.NAV.{entity_set.entity}'.")
+        if prop.ignored:
+            continue
         try:
             read = _read(prop, msgspec.json.decode(value))
         except (msgspec.DecodeError, RecursionError) as error:

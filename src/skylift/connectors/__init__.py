@@ -35,7 +35,8 @@ class Changes:
     `keys`: the distinct keys touched (columns = the key); `rows`: those of them that exist now, whole rows, to be read once.
     A key without a row is a delete. `rows_now` counts the table in the same snapshot where the feed alone cannot vouch for
     every delete, else None; then `keys_now()`, if there is one, streams all keys of the table in that snapshot.
-    `seal()`, called after the rows have been read, ends the snapshot and says where it stood.
+    `seal()`, called after the rows have been read, ends the snapshot and says where it stood. `moving`: the source has no
+    snapshots, so `rows_now` may count rows that came or went while it was read; the next run brings them.
     """
 
     keys: pa.Table
@@ -43,6 +44,7 @@ class Changes:
     rows_now: int | None
     seal: Callable[[], Watermark]
     keys_now: Callable[[], Batches] | None = None
+    moving: bool = False
 
 
 class Source(Protocol):
@@ -50,6 +52,9 @@ class Source(Protocol):
 
     name: str            # of the database: the file's stem, or its name on the server
     losses: Losses       # what may be changed where a value cannot be handed out exactly
+
+    def notes(self) -> list[str]:
+        """What whoever sets a migration up should know of this source, a sentence each, with its code where it has one."""
 
     def tables(self) -> list[Table]:
         """Every user table, in one round trip to the catalogue; never skylift's own or the database's own tables."""
@@ -130,7 +135,9 @@ class Transaction(Protocol):
     def drop(self, name: TargetName) -> None:
         """Drop the table and what the ledger knows of it; nothing happens if it is not there."""
 
-    def begin_copy(self, build: TargetName, copy_id: str, plan: CopyPlan) -> None: ...
+    def begin_copy(self, build: TargetName, name: TargetName, copy_id: str, plan: CopyPlan) -> None:
+        """A large copy begins, to be swapped into the place of `name` once it is whole; a target that could not then says so now."""
+
     def chunk_done(self, build: TargetName, copy_id: str, chunk: int, digest: Digest) -> None: ...
     def end_copy(self, build: TargetName) -> None: ...
     def set_states(self, states: Mapping[TargetName, TableState]) -> None: ...

@@ -226,7 +226,7 @@ class DuckDBTransaction:
         self._cursor.execute(f"drop table if exists {_table(name)}")
         self._forget(name, "_skylift_tables", "_skylift_copies", "_skylift_ledger")
 
-    def begin_copy(self, build: TargetName, copy_id: str, plan: CopyPlan) -> None:
+    def begin_copy(self, build: TargetName, name: TargetName, copy_id: str, plan: CopyPlan) -> None:
         self._cursor.execute("insert into _skylift_copies values (?, ?, ?, ?, ?)",
                              [build.schema, build.table, copy_id, mark_text(plan.watermark), plan.ranges])
 

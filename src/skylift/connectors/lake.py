@@ -251,7 +251,7 @@ class LakeTransaction:
 
     # -------------------------------------------------------------- the ledger
 
-    def begin_copy(self, build: TargetName, copy_id: str, plan: CopyPlan) -> None:
+    def begin_copy(self, build: TargetName, name: TargetName, copy_id: str, plan: CopyPlan) -> None:
         self._change(build, copy=(copy_id, plan))
 
     def chunk_done(self, build: TargetName, copy_id: str, chunk: int, digest: Digest) -> None:

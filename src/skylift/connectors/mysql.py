@@ -87,6 +87,9 @@ class MySqlSource:
 
     # -------------------------------------------------------------- catalogue
 
+    def notes(self) -> list[str]:
+        return []
+
     def tables(self) -> list[Table]:
         of_schema = "where table_schema = database()"
         with self.connection() as c, told(self.url):

@@ -12,7 +12,8 @@ miss it. Instead a log row has batch 0 until a reader has seen it committed. `ch
 its table with batch 0 and those of batches after the watermark; then it takes a new position and stamps exactly the rows that it saw
 unstamped with it. What commits later stays at batch 0 and belongs to the next batch, whenever it was written. Positions only grow;
 one reader at a time reads one table's log (get_lock), so for each table: every row of a batch <= p was committed before position p
-was taken. Hence a full copy that begins at position p needs the rows of batch 0 and of batches > p, no others.
+was taken. Hence a full copy that begins at position p needs the rows of batch 0 and of batches > p, no others. Where a table has one
+consumer only, what it saw is not stamped but remembered, and deleted once it is confirmed: who comes later reads the table itself.
 
 **The log never makes writers wait.** `seq` is uuid_short() and no auto-increment, whose lock an UPDATE with triggers holds to its end
 under innodb_autoinc_lock_mode=1 (https://mariadb.com/kb/en/auto_increment-handling-in-innodb/); `salt` keeps it unique should the
@@ -53,7 +54,8 @@ KEY_COLUMNS = 16                   # that a log row has room for
 READER_WAIT_S = 60                 # for another run that reads the log of the same table
 TRIGGER_WAIT_S = 5                 # for transactions that hold a table which is to get its triggers; others queue behind that
 TRIGGER_TRIES = 3
-BY_KEY = 2_000                     # log rows in one statement
+BY_KEY = 500                       # log rows in one statement; MariaDB makes a join of lists over 1000
+REMEMBERED = 1_000_000             # log rows of a table that are remembered, at 16 bytes each, more are stamped
 
 _KEYS = [f"k{i}" for i in range(KEY_COLUMNS)]
 _TABLES = {
@@ -76,6 +78,7 @@ class ChangeLog:
         self._logged: dict[str, tuple[int, int]] = {}    # table name -> (t, since), as track found them
         self._tokens: set[str] = set()
         self._created: dict[str, str] = {}               # table name -> when it was created, as track found it
+        self._seen: dict[int, list[tuple[int, np.ndarray]]] = {}    # t -> log rows of its only consumer, by position
         self.swept: dict[str, str] = {}                  # table name -> why it has no log
         self.read_in_parts: set[str] = set()             # tables read by several statements: altered in between, they make no sense
 
@@ -160,7 +163,7 @@ class ChangeLog:
         for t in fresh.intersection(tables):
             with _locked(c, self._source.name, str(t)):
                 rows = _log_rows(c, f"t = {t} and batch = 0")
-                _by_key(c, f"update _skylift_log set batch = {_new_token(c)[0]}", rows)
+                _by_key(c, _stamped(_new_token(c)[0]), rows)
 
     def _created_at(self, c: Connection, *names: str) -> dict[str, str]:
         """By name, when the tables (or all) were created or last rebuilt."""
@@ -177,7 +180,7 @@ class ChangeLog:
         for name in known.keys() - self._created.keys():
             for ledger in ("_skylift_consumers", "_skylift_tables"):
                 run(c, f"delete from {ledger} where t = %s", [known[name][0]])
-            _by_key(c, "delete from _skylift_log", _log_rows(c, f"t = {known[name][0]}"))
+            _by_key(c, _DELETE, _log_rows(c, f"t = {known[name][0]}"))
 
     def _note_empty(self, c: Connection, tables: Sequence[Table], position: int) -> None:
         """Keep since which position a table is known to be empty."""
@@ -246,7 +249,11 @@ class ChangeLog:
             def seal() -> Watermark:
                 run(c, "commit")
                 position, token = _new_token(c)
-                _by_key(c, f"update _skylift_log set batch = {position}", fresh)
+                [(consumers,)] = run(c, "select count(*) from _skylift_consumers where t = %s", [t])
+                if consumers == b"1" and len(fresh) <= REMEMBERED:
+                    self._seen.setdefault(t, []).append((position, fresh))
+                else:
+                    _by_key(c, _stamped(position), fresh)
                 if not rows_now:
                     run(c, "update _skylift_tables set emptied = %s where t = %s and emptied is null", [position, t])
                 self._tokens.add(token)
@@ -278,10 +285,15 @@ class ChangeLog:
             for part in _parts(confirmed):
                 run(c, f"replace into _skylift_consumers values {', '.join(['(%s, %s, %s)'] * len(part))}",
                     [value for row in part for value in row])
-            for t, position in texts(run(c, "select t, min(position) from _skylift_consumers where t in"
+            for _, t, reached in confirmed:
+                kept = self._seen.pop(t, [])
+                for _, rows in (done for done in kept if done[0] <= reached):
+                    _by_key(c, _DELETE, rows)
+                self._seen[t] = [seen for seen in kept if seen[0] > reached]
+            for number, least in texts(run(c, "select t, min(position) from _skylift_consumers where t in"
                                             " (select distinct t from _skylift_log) group by t")):
-                while len(done := _log_rows(c, f"t = {t} and batch between 1 and {position} limit 50000")):
-                    _by_key(c, "delete from _skylift_log", done)
+                while len(done := _log_rows(c, f"t = {number} and batch between 1 and {least} limit 50000")):
+                    _by_key(c, _DELETE, done)
             run(c, "delete from _skylift_tokens where position < (select min(position) from _skylift_consumers)")
 
     def untrack(self, consumer: str) -> None:
@@ -330,9 +342,21 @@ def _log_rows(c: Connection, condition: str) -> np.ndarray:
                           or [np.zeros((0, 2), np.uint64)])
 
 
+_DELETE = "delete l from _skylift_log l force index (primary)"
+
+
+def _stamped(position: int) -> str:
+    return f"update _skylift_log force index (primary) set batch = {position}"
+
+
 def _by_key(c: Connection, statement: str, rows: np.ndarray) -> None:
+    """Carry out a statement for these log rows. By the primary key, forced: a scan would wait for the rows of open transactions."""
     for start in range(0, len(rows), BY_KEY):
-        run(c, f"{statement} where (seq, salt) in ({', '.join(f'({seq},{salt})' for seq, salt in rows[start:start + BY_KEY].tolist())})")
+        pairs = rows[start:start + BY_KEY].tolist()
+        if len(pairs) == 1:                        # MariaDB would not use the index for (seq, salt) in ((1, 2))
+            run(c, f"{statement} where seq = {pairs[0][0]} and salt = {pairs[0][1]}")
+        else:
+            run(c, f"{statement} where (seq, salt) in ({', '.join(f'({seq}, {salt})' for seq, salt in pairs)})")
 
 
 def _set_triggers(c: Connection, stale: set[str], triggers: Mapping[str, str]) -> str:

@@ -119,10 +119,8 @@ def _connect_error(url: URL, error: psycopg.Error) -> SkyliftError:
 class Connections:
     """A pool, grown as threads ask. A connection that is left in the middle of something is closed, not given back."""
 
-    def __init__(self, url: URL, settings: str = "") -> None:
-        """`settings`: statements for each new connection."""
+    def __init__(self, url: URL) -> None:
         self.url = url
-        self._settings = settings
         self._idle: list[psycopg.Connection] = []
         self._used = 0
         self._closed = False
@@ -157,10 +155,7 @@ class Connections:
         until = time.monotonic() + RECONNECT_S
         while True:
             try:
-                connection = connect(self.url)
-                if self._settings:
-                    connection.execute(self._settings)
-                return connection
+                return connect(self.url)
             except Transient as error:
                 if error.code == "ConnectionLimit":
                     with self._changed:

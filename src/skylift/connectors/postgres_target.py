@@ -3,9 +3,6 @@
 A company is a schema, made when its first table is; what companies share is in `public`. A table is replaced by dropping the old one:
 its grants, further indexes and constraints are made again, and where views, foreign keys, triggers or the like hang on it, it is
 refused by name (postgres_ddl.py). The primary key is built when the rows are there.
-
-Chunks commit asynchronously. A transaction that records a finished table waits for the disk, and with it for all that came before, so
-nothing that was told as successful is lost when the server crashes.
 """
 
 from __future__ import annotations
@@ -104,7 +101,7 @@ class PostgresTarget:
 
     def __init__(self, url: URL) -> None:
         self.url = url
-        self._connections = Connections(url, "set synchronous_commit = off")
+        self._connections = Connections(url)
         self.making_schemas = threading.Lock()
 
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
@@ -221,8 +218,10 @@ class PostgresTransaction:
                                            [table_sql(name), table_sql(TargetName(name.schema, better))]).fetchall():
             self._run(f"alter table {table_sql(name)} rename constraint {quote(constraint)} to {quote(better)}")
 
-    def begin_copy(self, build: TargetName, copy_id: str, plan: CopyPlan) -> None:
+    def begin_copy(self, build: TargetName, name: TargetName, copy_id: str, plan: CopyPlan) -> None:
         key = [column_name(k) for k in self._made.pop(build).key]
+        self._flush()
+        give_way(self._connection, [name])
         self._execute("insert into public._skylift_copies values (%s, %s, %s, %s, %s, %s)",
                       [build.schema, build.table, copy_id, mark_text(plan.watermark), plan.ranges, key])
 
@@ -237,7 +236,6 @@ class PostgresTransaction:
         self._forget([build], "_skylift_copies", "_skylift_ledger")
 
     def set_states(self, states: Mapping[TargetName, TableState]) -> None:
-        self._execute("set local synchronous_commit to default")
         self._execute("insert into public._skylift_tables (schema_name, table_name, rows, digest, watermark, columns)"
                       " select * from unnest(%s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[])"
                       " on conflict (schema_name, table_name) do update set (rows, digest, watermark, columns, copied_at)"
@@ -330,11 +328,12 @@ def _columns(connection: psycopg.Connection, name: TargetName, table: Table) -> 
         return column_list(table.schema.names)
     declared, columns = _declared(connection, name), []
     for field in table.schema:
-        kind = declared.get(column_name(field.name))
+        column, kind = column_name(field.name), declared.get(column_name(field.name))
         if kind is None or (arrow_type(kind) == pa.string() and not pa.types.is_string(field.type)):
             raise CopyError(f"{table.path}.{field.name}: the target's column {'is gone' if kind is None else f'is {kind} now'}",
                             hint="copy the table afresh: skylift run --kind full")
-        columns.append(selected(column_name(field.name), kind))
+        as_text = pa.types.is_string(field.type) and arrow_type(kind) != pa.string()
+        columns.append(f"{quote(column)}::text" if as_text else selected(column, kind))
     return ", ".join(columns)
 
 

@@ -91,6 +91,9 @@ class SqliteSource:
 
     # -------------------------------------------------------------- catalogue
 
+    def notes(self) -> list[str]:
+        return []
+
     def tables(self) -> list[Table]:
         rows = self.query("""
             select t.name, t.wr, c.name, c.type, c.pk, c."notnull"

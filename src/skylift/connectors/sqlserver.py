@@ -16,13 +16,16 @@ import mssql_python
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
+from skylift.connectors.pooling import LIMIT
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlserver_url import driver_keywords
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused, redact
+from skylift.model import Table
 
 DEFAULT_SCHEMA = "dbo"             # of tables whose namespace, or whose target's schema, is ''
 MAX_NAME_BYTES = 128               # the server allows 128 UTF-16 units, which are never more than these
 OLDEST = (13, 0, 4001)             # 2016 SP1
+OLDEST_LEVEL = 130                 # the compatibility level of 2016
 LOGIN_TIMEOUT_S = 15
 LOCK_TIMEOUT_MS = 30_000
 
@@ -49,6 +52,10 @@ def literal(text: str) -> str:
 
 def full_name(schema: str, table: str) -> str:
     return f"{quote(schema or DEFAULT_SCHEMA)}.{quote(table)}"
+
+
+def source_name(table: Table) -> str:
+    return full_name(table.namespace, table.name)
 
 
 def where(url: URL) -> str:
@@ -135,12 +142,19 @@ class Session:
 
 
 def look(session: Session, url: URL) -> Server:
-    """What the server is. Raises SetupError 50017 for one that is too old, unless `check_version=no` stands in the URL."""
+    """What the server is. Raises SetupError 50001 for a database whose compatibility level is too low, 50017 for a server that is too old.
+
+    `check_version=no` in the URL stands for another server that speaks TDS, and is not checked.
+    """
     genuine = url.query.get("check_version") != "no"
     [(text, edition)] = session.run(
         "select cast(serverproperty('ProductVersion') as nvarchar(128)), cast(serverproperty('EngineEdition') as int)")
     version = tuple(int(part) for part in re.findall(r"\d+", text or "")[:3]) or (0,)
     azure = edition in (5, 6, 8, 9, 11, 12)
+    [(level,)] = session.run("select cast(compatibility_level as int) from sys.databases where name = db_name()")
+    if genuine and level < OLDEST_LEVEL:
+        raise SetupError(f"{where(url)}: its compatibility level is {level}; {OLDEST_LEVEL} is the lowest that can be used", code="50001",
+                         hint=f"alter database {quote(str(url.database))} set compatibility_level = {OLDEST_LEVEL}")
     if genuine and not azure and version < OLDEST:
         raise SetupError(f"{where(url)}: the server has version {text}; 2016 SP1 (13.0.4001) is the oldest that can be used", code="50017",
                          hint="update the server; another server that speaks TDS can be tried with check_version=no")
@@ -167,6 +181,8 @@ def _connect_error(url: URL, error: Exception) -> SkyliftError:
                           hint="start the SQL Server Browser and let UDP 1434 through, or name the instance's port: host,port")
     if re.search(r"(?i)timeout", state + text):
         return SetupError(f"{where(url)}: {text}", code="52073", hint="check the network, or allow more time: Connect Timeout=60")
+    if re.search(r"(?i)resource id|maximum number of .*connections|too many (clients|connections)|user connections", text):
+        return Transient(f"{where(url)}: {text}", code=LIMIT, hint="raise the server's connection limit, or close other connections")
     if re.search(r"recovery mode|shutting down|starting up|not yet accepting|in transition|not currently available|busy", text):
         return Transient(f"{where(url)}: {text}", hint="it is tried again")
     return SetupError(f"{where(url)}: {text or state}", code="1225",

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from skylift.connectors.casting import cast_batch
-from skylift.connectors.pool import Pool
 from skylift.connectors.sql import quote
-from skylift.connectors.sqlserver import Session, full_name
+from skylift.connectors.sqlserver import source_name
 from skylift.connectors.sqlserver_types import SHORT_BYTES, is_long, read, too_fine, written
-from skylift.errors import CopyError, ValueRefused
+from skylift.errors import ValueRefused
 from skylift.model import Table
+
+if TYPE_CHECKING:
+    from skylift.connectors.sqlserver_source import SqlServerSource
 
 _REPLACEMENT = re.compile("\N{REPLACEMENT CHARACTER}".encode())
 # The server keeps the first three groups of a GUID in little-endian order, RFC 9562 all of it in big-endian order.
@@ -43,53 +45,60 @@ def _bitmap(valid: pa.BooleanArray | None) -> pa.Buffer | None:
     return None if valid is None else valid.buffers()[1]
 
 
-def refuse_fine(sessions: Pool[Session], table: Table) -> Exception:
-    """The error for a row with a time that is no whole number of microseconds in a column that moves as such."""
-    for field, declared in zip(table.schema, table.source_types, strict=True):
-        condition = too_fine(field, declared)
-        if condition and (key := _first_key(sessions, table, condition)) is not None:
-            return ValueRefused(f"{table.path}.{field.name}, key {key}: the value has steps of 100 ns, the column moves in microseconds "
-                                "because the table's first rows have none", hint="accept that times are cut: accept=ticks")
-    return CopyError(f"{table.path}: its times changed while they were read", hint="run again")
-
-
-def _first_key(sessions: Pool[Session], table: Table, condition: str) -> tuple | None:
-    types = [table.source_types[table.schema.get_field_index(column)] for column in table.key]
-    keys = ", ".join(written(column, declared) for column, declared in zip(table.key, types, strict=True)) or "'-'"
-    with sessions.connection() as session:         # another one: the result that is being read is still open
-        found = session.run(f"select top (1) {keys} from {full_name(table.namespace, table.name)} where {condition}", table=table.path)
-    return found[0] if found else None
+def refuse_fine(source: SqlServerSource, table: Table, column: str, count: int) -> None:
+    """Raises ValueRefused naming one of the times with steps of 100 ns in a column that moves in microseconds, or counts what was cut."""
+    if "ticks" in source.losses.accepted:
+        source.losses.count("ticks", table.path, column, count)
+        return
+    i = table.schema.get_field_index(column)
+    condition = too_fine(table.schema.field(i), table.source_types[i])
+    types = [table.source_types[table.schema.get_field_index(key)] for key in table.key]
+    keys = ", ".join(written(key, declared) for key, declared in zip(table.key, types, strict=True)) or "'-'"
+    with source.sessions.connection() as session:  # another one: the result that is being read is still open
+        found = session.run(f"select top (1) {keys} from {source_name(table)} where {condition}", table=table.path)
+    raise ValueRefused(f"{table.path}.{column}, key {found[0] if found else '?'}: the value has steps of 100 ns, and the column moves in "
+                       "microseconds because the table's first and last rows have none", hint="accept that times are cut: accept=ticks")
 
 
 class SurrogateCheck:
-    """Refuses half surrogate pairs in the rows of one statement, of which the driver made U+FFFD.
+    """Refuses half surrogate pairs in the rows of one statement, of which the driver made U+FFFD, or counts them where that is accepted.
 
     That character may be in the data too: only where it is found is the column read once more, as its bytes.
     """
 
-    def __init__(self, sessions: Pool[Session], table: Table, tail: str, params: Sequence[Any]) -> None:
-        self._sessions, self._table, self._tail, self._params = sessions, table, tail, params
-        self._innocent: set[int] = set()
+    def __init__(self, source: SqlServerSource, table: Table, tail: str, params: Sequence[Any]) -> None:
+        self._source, self._table, self._tail, self._params = source, table, tail, params
+        self._checked: set[int] = set()
 
     def passed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """`rows`. Raises ValueRefused naming column and key."""
         for i, field in enumerate(self._table.schema):
-            data = rows.column(i).buffers()[2] if pa.types.is_string(field.type) and i not in self._innocent else None
+            data = rows.column(i).buffers()[2] if pa.types.is_string(field.type) and i not in self._checked else None
             if data is not None and _REPLACEMENT.search(memoryview(data)):
                 self._check(field, self._table.source_types[i])
-                self._innocent.add(i)
+                self._checked.add(i)
         return rows
 
     def _check(self, field: pa.Field, declared: str) -> None:
         table = self._table
         size = "max" if is_long(declared) else SHORT_BYTES
         columns = [f"cast(cast({read(field, declared)} as nvarchar(max)) as varbinary({size}))", *map(quote, table.key)]
-        with self._sessions.connection() as session:
+        with self._source.sessions.connection() as session:
             for batch in session.batches(f"select {', '.join(columns)} {self._tail}", self._params, 1024, table.path):
                 for row, utf16 in enumerate(batch.column(0).to_pylist()):
-                    try:
-                        (utf16 or b"").decode("utf-16-le")
-                    except UnicodeDecodeError:
-                        key = tuple(batch.column(j)[row].as_py() for j in range(1, batch.num_columns))
-                        raise ValueRefused(f"{table.path}.{field.name}, key {key}: the text holds half a surrogate pair, which is no "
-                                           "character", hint="correct the row at the source") from None
+                    if _is_whole(utf16 or b""):
+                        continue
+                    if "surrogates" in self._source.losses.accepted:
+                        self._source.losses.count("surrogates", table.path, field.name, 1)
+                        continue
+                    key = tuple(batch.column(j)[row].as_py() for j in range(1, batch.num_columns))
+                    raise ValueRefused(f"{table.path}.{field.name}, key {key}: the text holds half a surrogate pair, which is no character",
+                                       hint="correct the row at the source, or accept U+FFFD in its place: accept=surrogates")
+
+
+def _is_whole(utf16: bytes) -> bool:
+    try:
+        utf16.decode("utf-16-le")
+    except UnicodeDecodeError:
+        return False
+    return True

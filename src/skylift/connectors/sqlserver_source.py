@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, Changes
-from skylift.connectors.pool import Pool
+from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
-from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, full_name, look
+from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, full_name, look, source_name
 from skylift.connectors.sqlserver_feed import Feeds
 from skylift.connectors.sqlserver_rows import SurrogateCheck, cast, refuse_fine
 from skylift.connectors.sqlserver_types import (
@@ -39,6 +39,7 @@ from skylift.connectors.sqlserver_types import (
     written_value,
 )
 from skylift.errors import CopyError, ValueRefused
+from skylift.losses import Losses
 from skylift.model import KeyRange, Table, Watermark
 
 BATCH_ROWS = 8_192                # what the driver makes of a result at a time (libraries.md §1)
@@ -68,16 +69,17 @@ class SqlServerSource:
     def __init__(self, url: URL) -> None:
         self.url = url
         self.name = str(url.database)
+        self.losses = Losses()
         self._lock = threading.Lock()
         self._facts: dict[str, Facts] = {}
+        self._tables: dict[str, Table] = {}
         self._sizes: dict[int, tuple[int, int]] | None = None
         self._row_bytes: dict[str, int] = {}
         self.snapshots = False
         self.sessions: Pool[Session] = Pool(self._connect)
         with self.sessions.connection() as session:
             self.server: Server = look(session, url)
-            [(state,)] = session.run("select snapshot_isolation_state from sys.databases where name = db_name()")
-            self.snapshots = state == 1
+            self.snapshots = self._allows_snapshots(session)
             session.run(self._isolation())
         self._feeds = Feeds(self)
 
@@ -86,6 +88,10 @@ class SqlServerSource:
         # Where two want the same rows, the application goes on and the copy tries again.
         session.run("set deadlock_priority low; " + self._isolation())
         return session
+
+    def _allows_snapshots(self, session: Session) -> bool:
+        [(state,)] = session.run("select snapshot_isolation_state from sys.databases where name = db_name()")
+        return state == 1
 
     def _isolation(self) -> str:
         return f"set transaction isolation level {'snapshot' if self.snapshots else 'read committed'}"
@@ -99,18 +105,27 @@ class SqlServerSource:
             for batch in session.batches(_catalogue(self.server)):
                 for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     columns.setdefault(row[:2], []).append(row[2:])
-            doubtful = [(*name, row[0]) for name, rows in columns.items() for row in rows if may_be_fine(spelt(*row[1:5]))]
-            fine = _fine_columns(session, doubtful)
+            doubtful = [(*name, row[0], ", ".join(f"{quote(column)} desc" for column in _key(rows)))
+                        for name, rows in columns.items() for row in rows if may_be_fine(spelt(*row[1:5]))]
+            fine = set() if "ticks" in self.losses.accepted else _fine_columns(session, doubtful)
         tables = []
         for (schema, name), rows in columns.items():
             types = [spelt(*row[1:5]) for row in rows]
             fields = [field_of(row[0], declared, (schema, name, row[0]) in fine) for row, declared in zip(rows, types, strict=True)]
-            key = tuple(column for _, column in sorted((row[5], row[0]) for row in rows if row[5]))
-            table = Table(name, pa.schema(fields), key, source_types=tuple(types), namespace="" if schema == DEFAULT_SCHEMA else schema)
+            table = Table(name, pa.schema(fields), _key(rows), source_types=tuple(types),
+                          namespace="" if schema == DEFAULT_SCHEMA else schema)
             row_version = next((row[0] for row, declared in zip(rows, types, strict=True) if declared == "timestamp"), "")
             self._facts[table.path] = Facts(rows[0][6], bool(rows[0][7]), row_version, _why_refused(table, rows))
+            self._tables[table.path] = table
             tables.append(table)
         return tables
+
+    def table_of(self, path: str) -> Table:
+        """The table of this path, as the catalogue was last read."""
+        return self._tables[path]
+
+    def notes(self) -> list[str]:
+        return self._feeds.notes()
 
     def facts(self, table: Table) -> Facts:
         if table.path not in self._facts:
@@ -148,9 +163,10 @@ class SqlServerSource:
 
     def _counted(self, table: Table) -> tuple[int, int]:
         width = "+".join(f"coalesce(datalength({quote(name)}),0)" for name in table.schema.names)
+        name = source_name(table)
         with self.sessions.connection() as session:
-            [(rows, row_bytes)] = session.run(f"select (select count_big(*) from {_name(table)}), (select avg(cast(w as bigint)) from "
-                                              f"(select top (200) {width} as w from {_name(table)}) as s)", table=table.path)
+            [(rows, row_bytes)] = session.run(f"select (select count_big(*) from {name}), (select avg(cast(w as bigint)) from "
+                                              f"(select top (200) {width} as w from {name}) as s)", table=table.path)
         return rows, rows * (row_bytes or 0)
 
     def split(self, table: Table, rows: int, size_bytes: int) -> list[KeyRange]:
@@ -163,7 +179,8 @@ class SqlServerSource:
         values = ", ".join(written(column, declared) for column, declared in zip(table.key, types, strict=True))
         sample = f" tablesample ({min(100.0, 100 * COUNTED_ROWS / table.rows):.6f} percent)" if table.rows > 2 * COUNTED_ROWS else ""
         # Row i of n begins a chunk where i * chunks / n passes a whole number.
-        numbered = f"select {keys}, row_number() over (order by {keys}) - 1 as i, count_big(*) over () as n from {_name(table)}{sample}"
+        numbered = (f"select {keys}, row_number() over (order by {keys}) - 1 as i, count_big(*) over () as n "
+                    f"from {source_name(table)}{sample}")
         with self.sessions.connection() as session:
             bounds = session.run(f"select {values} from ({numbered}) as s where i > 0 and i * {chunks} / n <> (i - 1) * {chunks} / n "
                                  "order by i", table=table.path)
@@ -177,7 +194,7 @@ class SqlServerSource:
     def read(self, table: Table, keys: KeyRange) -> Batches:
         condition, params = self._range(table, keys)
         with self.reading(table) as session:
-            yield from self.read_sql(session, table, f"from {_name(table)} as r where {condition}", params)
+            yield from self.read_sql(session, table, f"from {source_name(table)} as r where {condition}", params)
 
     @contextmanager
     def reading(self, table: Table) -> Iterator[Session]:
@@ -194,36 +211,41 @@ class SqlServerSource:
             elif self.snapshots:
                 session.run(self._isolation())
 
-    def read_sql(self, session: Session, table: Table, tail: str, params: Sequence[Any] = ()) -> Batches:
-        """The rows of `select r.* <tail>`: those without a long value in bulk, then the others, as many at a time as fit a batch.
+    def read_sql(self, session: Session, table: Table, tail: str, params: Sequence[Any] = (), keyed: bool = False) -> Batches:
+        """The rows of `select .. <tail>`: those without a long value in bulk, then the others, as many at a time as fit a batch.
 
-        A long value makes the driver fetch its whole row column by column, so it is kept out of the bulk.
+        A long value makes the driver fetch its whole row column by column, so it is kept out of the bulk. With `keyed` the key
+        columns follow once more, from columns named _skylift_k0 and so on, which are there where the row is not.
         """
-        parts = list(zip(table.schema, table.source_types, strict=True))
-        fine = " or ".join(filter(None, (too_fine(field, declared) for field, declared in parts)))
+        wanted = _with_keys(table) if keyed else table
+        parts = list(zip(wanted.schema, wanted.source_types, strict=True))
+        fine = [(field.name, condition) for field, declared in parts if (condition := too_fine(field, declared))]
         long = [(field, declared) for field, declared in parts if is_long(declared)]
-        marks = ([f"when {fine} then -1"] if fine else []) + (
-            ["when " + " or ".join(too_long(*part) for part in long) + " then " +
-             "+".join(f"cast(coalesce(datalength({read(*part)}),0) as bigint)" for part in long)] if long else [])
-        columns = [read_short(field, declared) for field, declared in parts]
-        mark = f", case {' '.join(marks)} else 0 end" if marks else ""
-        check = SurrogateCheck(self.sessions, table, tail, params)
+        # After the columns: for each one that may be too fine whether it is; for the long ones together how long they are, 0 if short.
+        marks = [f"case when {condition} then 1 else 0 end" for _, condition in fine]
+        if long:
+            length = "+".join(f"cast(coalesce(datalength({read(*part)}),0) as bigint)" for part in long)
+            marks.append(f"case when {' or '.join(too_long(*part) for part in long)} then {length} else 0 end")
+        select = ", ".join([*(read_short(field, declared) for field, declared in parts), *marks])
+        check = SurrogateCheck(self, table, tail, params)
         sizes: list[int] = []
         keys: list[pa.RecordBatch] = []
-        for batch in session.batches(f"select {', '.join(columns)}{mark} {tail}", params, self._batch_rows(table), table.path):
-            if mark:
-                column = batch.column(batch.num_columns - 1)
-                batch = batch.select(list(range(batch.num_columns - 1)))
-                if pc.min(column).as_py() < 0:
-                    raise refuse_fine(self.sessions, table)
-                if pc.max(column).as_py() > 0:
-                    wide = pc.greater(column, 0)
-                    sizes += pc.filter(column, wide).to_pylist()
-                    keys.append(cast(batch.filter(wide), table).select(list(table.key)))
-                    batch = batch.filter(pc.invert(wide))
-            yield check.passed(cast(batch, table))
+        for batch in session.batches(f"select {select} {tail}", params, self._batch_rows(table), table.path):
+            flags = batch.columns[len(parts):]
+            batch = batch.select(list(range(len(parts))))
+            for (name, _), flag in zip(fine, flags, strict=False):
+                if count := pc.sum(flag).as_py():
+                    refuse_fine(self, table, name, count)
+            if long and pc.max(flags[-1]).as_py():
+                wide = pc.greater(flags[-1], 0)
+                sizes += pc.filter(flags[-1], wide).to_pylist()
+                keys.append(cast(batch.filter(wide), wanted).select(list(table.key)))
+                batch = batch.filter(pc.invert(wide))
+            yield check.passed(cast(batch, wanted))
         if sizes:
-            yield from self._read_long(session, table, tail, params, sizes, keys)
+            for batch in self._read_long(session, table, tail, params, sizes, keys):
+                own_keys = [batch.column(key) for key in table.key] if keyed else []
+                yield pa.RecordBatch.from_arrays([*batch.columns, *own_keys], schema=wanted.schema)
 
     def _read_long(self, session: Session, table: Table, tail: str, params: Sequence[Any], sizes: list[int],
                    keys: list[pa.RecordBatch]) -> Batches:
@@ -238,7 +260,7 @@ class SqlServerSource:
             rows_of = (zip(*batch.columns, strict=True) for batch in keys)
             statements = self._by_keys(table, sizes, [tuple(map(written_value, row)) for rows in rows_of for row in rows])
         for statement, values, rows in statements:
-            check = SurrogateCheck(self.sessions, table, statement, values)
+            check = SurrogateCheck(self, table, statement, values)
             for batch in session.batches(f"{select} {statement}", values, rows, table.path):
                 yield check.passed(cast(batch, table))
 
@@ -252,7 +274,7 @@ class SqlServerSource:
             while end < len(keys) and size + sizes[end] <= BATCH_BYTES and (end - begin + 1) * len(table.key) <= PARAMETERS:
                 size += sizes[end]
                 end += 1
-            tail = f"from {_name(table)} as r where " + " or ".join([f"({one})"] * (end - begin))
+            tail = f"from {source_name(table)} as r where " + " or ".join([f"({one})"] * (end - begin))
             yield tail, [value for key in keys[begin:end] for value in key], end - begin
             begin = end
 
@@ -345,14 +367,19 @@ def _why_refused(table: Table, rows: list[tuple]) -> str:
     return "an enabled security policy filters its rows; switch it off for the copy" if rows[0][10] else ""
 
 
-def _fine_columns(session: Session, columns: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
-    """Which of these columns (schema, table, column) of type datetime2(7) or time(7) have steps of 100 ns in their table's first rows."""
+def _key(rows: list[tuple]) -> tuple[str, ...]:
+    return tuple(column for _, column in sorted((row[5], row[0]) for row in rows if row[5]))
 
-    def ask(some: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
-        questions = " union all ".join(
-            f"select {i} where exists (select 1 from (select top ({SAMPLED_ROWS}) {quote(column)} as v from {full_name(schema, table)}) "
-            "as s where datepart(nanosecond, v) % 1000 <> 0)" for i, (schema, table, column) in enumerate(some))
-        return {some[i] for (i,) in session.run(questions)}
+
+def _fine_columns(session: Session, columns: Sequence[tuple[str, str, str, str]]) -> set[tuple[str, str, str]]:
+    """Which of these columns (schema, table, column, order from the end) have steps of 100 ns in their table's first and last rows."""
+
+    def ask(some: Sequence[tuple[str, str, str, str]]) -> set[tuple[str, str, str]]:
+        questions = [f"select {i} where exists (select 1 from (select top ({SAMPLED_ROWS}) {quote(column)} as v from "
+                     f"{full_name(schema, table)}{end}) as s where datepart(nanosecond, v) % 1000 <> 0)"
+                     for i, (schema, table, column, order) in enumerate(some)
+                     for end in ("", *([f" order by {order}"] if order else []))]
+        return {some[i][:3] for (i,) in session.run(" union all ".join(questions))}
 
     found: set[tuple[str, str, str]] = set()
     for begin in range(0, len(columns), QUESTIONS):
@@ -378,5 +405,8 @@ def _compare(parts: list[tuple[str, str, Any]], outer: str, inner: str, last: st
     return f"({name} {outer} {mark} and ({name} {inner} {mark} or ({name} = {mark} and {condition})))", [value, value, value, *values]
 
 
-def _name(table: Table) -> str:
-    return full_name(table.namespace, table.name)
+def _with_keys(table: Table) -> Table:
+    keys = [table.schema.get_field_index(column) for column in table.key]
+    fields = [pa.field(f"_skylift_k{i}", table.schema.field(key).type) for i, key in enumerate(keys)]
+    return replace(table, schema=pa.schema([*table.schema, *fields]),
+                   source_types=(*table.source_types, *(table.source_types[key] for key in keys)))

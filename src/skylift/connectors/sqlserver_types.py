@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from skylift.connectors.sql import quote
 
-SHORT_BYTES = 8000                 # the longest value that travels in a fixed buffer; longer ones are read row by row
+SHORT_BYTES = 8000                 # the longest binary value that travels in a fixed buffer; longer ones are read row by row
+SHORT_TEXT_BYTES = 4000            # the same for text: 2,000 UTF-16 units, or where a server counts UTF-8, no more than fit the buffer
 REFUSED = pa.null()                # the type of a column whose values skylift cannot move exactly
 MAX_LENGTH = b"max_length"         # of a field's metadata: how many UTF-16 units (text) or bytes the source lets a value have
 
@@ -101,14 +102,14 @@ def read_short(field: pa.Field, declared: str) -> str:
     """The same for the rows without a long value."""
     if declared not in _LONG:
         return read(field, declared)
-    value = read(field, declared)
-    kind = f"nvarchar({SHORT_BYTES // 2})" if pa.types.is_string(field.type) else f"varbinary({SHORT_BYTES})"
-    return f"case when datalength({value}) <= {SHORT_BYTES} then cast({value} as {kind}) end"
+    value, text = read(field, declared), pa.types.is_string(field.type)
+    kind = f"nvarchar({SHORT_BYTES // 2})" if text else f"varbinary({SHORT_BYTES})"
+    return f"case when datalength({value}) <= {SHORT_TEXT_BYTES if text else SHORT_BYTES} then cast({value} as {kind}) end"
 
 
 def too_long(field: pa.Field, declared: str) -> str:
     """The condition under which a value does not travel with the others."""
-    return f"datalength({read(field, declared)}) > {SHORT_BYTES}"
+    return f"datalength({read(field, declared)}) > {SHORT_TEXT_BYTES if pa.types.is_string(field.type) else SHORT_BYTES}"
 
 
 def too_fine(field: pa.Field, declared: str) -> str:

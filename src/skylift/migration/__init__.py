@@ -18,7 +18,8 @@ from skylift.migration.service import count_tables, get_row
 from skylift.migration.setup import SetupVerbs
 from skylift.migration.tokens import TokenVerbs
 from skylift.migration.upgrade import UpgradeVerbs
-from skylift.model import ProductType, Run
+from skylift.migration.webhooks import WebhookVerbs
+from skylift.model import ProductType, Run, Subscription
 from skylift.products.registry import PRODUCTS
 from skylift.query import Expression, Query
 from skylift.runs import TableStatus
@@ -29,15 +30,19 @@ T = TypeVar("T")
 _PRODUCT_TYPES = [ProductType(product.id, product.display_name) for product in PRODUCTS.values()]
 
 
-class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, ReplicationVerbs, UpgradeVerbs, TokenVerbs):
+class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, ReplicationVerbs, UpgradeVerbs, TokenVerbs, WebhookVerbs):
     """Everything that can be asked of one environment's migration."""
 
     def select(self, row_type: type[T], query: Query) -> list[T]:
         """Rows of a class of model.py: those of store/tables.py, and ProductType."""
+        if row_type is Subscription:
+            self.drop_expired()
         with self.store.read() as connection:
             return select.select(connection, row_type, query, _unstored(row_type))
 
     def count(self, row_type: type, where: Expression | None = None) -> int:
+        if row_type is Subscription:
+            self.drop_expired()
         with self.store.read() as connection:
             return select.count(connection, row_type, where, _unstored(row_type))
 

@@ -9,6 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from skylift.errors import SkyliftError, StateError
+from skylift.migration.changes import update_companies
 from skylift.migration.service import IfMatch, Service, Verb, company_row, get_row
 from skylift.model import SourceCompany
 from skylift.products.naming import same_name
@@ -43,8 +44,8 @@ class CompanyVerbs(Service):
             if not company.created:
                 raise StateError(f"company '{company.name}' has not been created", hint="create the marked companies first",
                                  code="CompanyNotCreated")
-            scheduled = source_companies.update().where(source_companies.c.id == company_id, ~source_companies.c.init_scheduled)
-            if not verb.connection.execute(scheduled.values(init_scheduled=True)).rowcount:
+            if not update_companies(verb.connection, source_companies.c.id == company_id, ~source_companies.c.init_scheduled,
+                                    init_scheduled=True):
                 raise StateError(f"the initialisation of company '{company.name}' is still to come", hint="wait until it is done",
                                  code="InitializationScheduled")
             verb.log(f"company {company.name}", "schedule_initialization")
@@ -54,7 +55,7 @@ def schedule_creation(verb: Verb) -> None:
     """Leave the creation of the marked companies to the coordinator; with none to create it is over at once."""
     waiting = (source_companies.c.replicate, ~source_companies.c.created)
     if verb.connection.execute(sa.select(source_companies.c.id).where(*waiting)).first():
-        verb.connection.execute(source_companies.update().where(*waiting).values(status=CompanySetupStatus.IN_PROGRESS))
+        update_companies(verb.connection, *waiting, status=CompanySetupStatus.IN_PROGRESS)
         verb.move("create_companies", creation_task="InProgress", creation_error="")
     elif verb.state is not MigrationState.UPGRADE_PENDING:         # nothing new: what was copied still waits for its upgrade
         verb.move("create_companies", creation_task="InProgress", creation_error="")
@@ -108,4 +109,4 @@ def _marked(verb: Verb) -> list[SourceCompany]:
 
 
 def _update(verb: Verb, company: SourceCompany, **values: Any) -> None:
-    verb.connection.execute(source_companies.update().where(source_companies.c.id == company.id).values(**values))
+    update_companies(verb.connection, source_companies.c.id == company.id, **values)

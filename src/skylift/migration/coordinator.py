@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import secrets
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +18,8 @@ import sqlalchemy as sa
 from skylift.engine.hashing import warm_up
 from skylift.errors import SkyliftError, Transient
 from skylift.migration.companies import create_marked, initialize_scheduled
+from skylift.migration.delivery import deliver
+from skylift.migration.lease import COORDINATOR, Lease, LeaseLost, pause, process
 from skylift.migration.replication import fail_run
 from skylift.migration.runner import is_cancelled, replicate
 from skylift.migration.service import Service, get_migration, newest_run
@@ -30,17 +30,12 @@ from skylift.settings import Settings
 from skylift.store import Store, leases, open_store
 from skylift.store.tables import runs, source_companies
 
-LEASE = "coordinator"
 PARENT = "SKYLIFT_PARENT_PID"     # set for a child: it ends when that process does
 TRIES = 5                         # of a run that fails for a passing reason
 TAKEOVERS = 100                   # coordinators that a run may outlive without moving on
 RESTART_S = 1.0
 
 _log = logging.getLogger("skylift.coordinator")
-
-
-class LeaseLost(Exception):
-    """Another coordinator has taken over; whatever this one was doing is its now."""
 
 
 def coordinate(store: Store, settings: Settings, stop: Callable[[], bool], patience_s: float = math.inf) -> None:
@@ -56,12 +51,24 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool], patie
 
     service = Service(store, settings, "coordinator")
     threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+    ended = threading.Event()
+    deliverer = threading.Thread(target=deliver, args=(service, lambda: ending() or ended.is_set()), name="deliverer", daemon=True)
+    deliverer.start()
+    try:
+        _work(service, ending, patience_s)
+    finally:
+        ended.set()
+        deliverer.join()
+
+
+def _work(service: Service, ending: Callable[[], bool], patience_s: float) -> None:
+    store, settings = service.store, service.settings
     healthy = time.monotonic()
     while not ending():
         lease = Lease(store, settings.lease_s)
         try:
             if not lease.take():
-                _pause(settings.poll_s, ending)
+                pause(settings.poll_s, ending)
                 continue
             with lease:
                 worker = Worker(service, lease, lambda: ending() or lease.lost())  # noqa: B023 (used within this turn only)
@@ -69,67 +76,20 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool], patie
                     worked = worker.work()
                     healthy = time.monotonic()
                     if not worked:
-                        _pause(settings.poll_s, lambda: ending() or lease.lost())  # noqa: B023
+                        pause(settings.poll_s, lambda: ending() or lease.lost())  # noqa: B023
         except LeaseLost:
             _log.warning("lease lost to another coordinator")
         except Transient as error:                      # the store does not answer: nothing can be done or noted
             _log.warning("%s", error)
             if time.monotonic() - healthy > patience_s:
                 raise
-            _pause(max(1.0, settings.poll_s), ending)
+            pause(max(1.0, settings.poll_s), ending)
 
 
 def is_coordinated(store: Store) -> bool:
     """Whether some coordinator holds the lease: what is in progress moves on only then."""
     with store.read() as connection:
-        return leases.held_by(connection, LEASE) != ""
-
-
-class Lease:
-    """The right to work, renewed by a thread of its own so that a long step does not cost it."""
-
-    def __init__(self, store: Store, seconds: float) -> None:
-        self.holder = _process(os.getpid()) + secrets.token_hex(4)
-        self._store, self._seconds = store, seconds
-        self._until = 0.0
-        self._ended = threading.Event()
-        self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def take(self) -> bool:
-        """Take or renew; counted from before the call, so that this side never believes longer than the store does."""
-        began = time.monotonic()
-        if not leases.acquire(self._store, LEASE, self.holder, self._seconds):
-            return False
-        self._until = began + self._seconds
-        return True
-
-    def lost(self) -> bool:
-        return self._lost.is_set() or time.monotonic() >= self._until
-
-    def check(self, connection: sa.Connection) -> None:
-        """Raises LeaseLost inside a transaction unless the lease is held; the transaction is rolled back then."""
-        if leases.held_by(connection, LEASE) != self.holder:
-            self._lost.set()
-            raise LeaseLost
-
-    def __enter__(self) -> Lease:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        leases.release(self._store, LEASE, self.holder)
-
-    def _beat(self) -> None:
-        while not self._ended.wait(self._seconds / 3):
-            try:
-                if not self.take():
-                    self._lost.set()
-                    return
-            except Transient as error:                  # until the lease runs out there is time to try again
-                _log.warning("heartbeat: %s", error)
+        return leases.held_by(connection, COORDINATOR) != ""
 
 
 class Worker:
@@ -175,7 +135,7 @@ class Worker:
             if tries >= TRIES:
                 self._fail(run, str(error))
             else:
-                _pause(2.0 ** (tries - 1), lambda: self._stop() or is_cancelled(self._service, run))
+                pause(2.0 ** (tries - 1), lambda: self._stop() or is_cancelled(self._service, run))
         except SkyliftError as error:
             self._fail(run, str(error))
         except Exception as error:
@@ -202,16 +162,6 @@ class Worker:
                 fail_run(verb, run, reason)
             else:
                 end_upgrade(verb, run, reason)
-
-
-def _process(pid: int) -> str:
-    return f"{socket.gethostname()}:{pid}:"
-
-
-def _pause(seconds: float, stop: Callable[[], bool]) -> None:
-    until = time.monotonic() + seconds
-    while not stop() and (left := until - time.monotonic()) > 0:
-        time.sleep(min(0.1, left))
 
 
 class CoordinatorProcess:
@@ -265,7 +215,7 @@ class CoordinatorProcess:
         """The child is dead for certain: its successor need not wait until the lease runs out."""
         with suppress(SkyliftError):
             store = open_store(self._settings.store)
-            leases.release_process(store, LEASE, _process(pid))
+            leases.release_process(store, COORDINATOR, process(pid))
             store.close()
 
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from skylift.engine.plan import mapped_name
 from skylift.errors import Conflict, SetupError
+from skylift.migration.changes import note
 from skylift.migration.service import IfMatch, Service, Verb, get_row
 from skylift.model import TableMapping
 from skylift.products.naming import parse_source_table, same_name
@@ -29,6 +30,7 @@ class MappingVerbs(Service):
         """A new mapping; `values`: attributes of TableMapping. Raises SetupError for what a rule forbids, Conflict for a duplicate."""
         with self.verb("change_mappings") as verb:
             mapping = _changed(verb, TableMapping(uuid4()), values)
+            note(verb.connection, TableMapping, [mapping.id], created=True)
             verb.connection.execute(table_mappings.insert().values(asdict(mapping)))
             verb.log(f"mapping {mapping.id}", "create", why=_audit(mapping))
             return mapping
@@ -39,6 +41,7 @@ class MappingVerbs(Service):
             if_match(before)
             verb.permit("change_mappings")
             mapping = _changed(verb, before, values)
+            note(verb.connection, TableMapping, [id])
             verb.connection.execute(table_mappings.update().where(table_mappings.c.id == id).values(asdict(mapping)))
             verb.log(f"mapping {id}", "change", why=f"{_audit(before)}; now {_audit(mapping)}")
             return mapping
@@ -75,7 +78,8 @@ def insert_defaults(verb: Verb) -> None:
     there = {(mapping.app_id, mapping.table_name) for mapping in all_mappings(verb.connection)}
     for default in _DEFAULTS.get(verb.row["product_id"], ()):
         if (default.app_id, default.table_name) not in there:
-            verb.connection.execute(table_mappings.insert().values(asdict(replace(default, id=uuid4()))))
+            note(verb.connection, TableMapping, [id := uuid4()], created=True)
+            verb.connection.execute(table_mappings.insert().values(asdict(replace(default, id=id))))
             verb.log("mappings", "add_default", why=_audit(default))
 
 
@@ -136,6 +140,7 @@ def _check_unique(verb: Verb, mapping: TableMapping) -> None:
 
 def _delete(verb: Verb, where: sa.ColumnElement[bool]) -> None:
     rows = [to_row(TableMapping, row) for row in verb.connection.execute(sa.select(table_mappings).where(where)).mappings()]
+    note(verb.connection, TableMapping, [mapping.id for mapping in rows], deleted=True)
     verb.connection.execute(table_mappings.delete().where(where))
     for mapping in rows:
         verb.log(f"mapping {mapping.id}", "delete", why=_audit(mapping))

@@ -10,9 +10,10 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 from skylift.errors import SetupError, StateError, redact
+from skylift.migration.changes import note, update_companies
 from skylift.migration.scope import EVERYTHING, Part, from_text, look_up, to_text
 from skylift.migration.service import Service, Verb, count_tables, get_row, newest_run
-from skylift.model import Run, Scope
+from skylift.model import Run, RunTable, Scope
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.store import to_row
@@ -70,6 +71,7 @@ class ReplicationVerbs(Service):
             if not run.cancelled:
                 cancelled = f"cancelled by {self.actor}" + (f": {redact(reason)}" if reason else "")
                 details = f"The run is being {cancelled}."
+                note(verb.connection, Run, [run.id])
                 verb.connection.execute(runs.update().where(runs.c.id == run.id).values(cancelled=cancelled, details=details))
                 verb.log(f"run {run.run_id}", "cancel", why=redact(reason))
                 run = replace(run, cancelled=cancelled, details=details)
@@ -93,7 +95,7 @@ class ReplicationVerbs(Service):
             verb.permit("reset_cloud_data")
             _forget_copies(verb, Part())
             if verb.state is MigrationState.UPGRADE_FAILED:
-                verb.connection.execute(source_companies.update().values(upgrade_status=UpgradeStatus.NONE, upgrade_error=""))
+                update_companies(verb.connection, upgrade_status=UpgradeStatus.NONE, upgrade_error="")
                 verb.connection.execute(upgrade_tags.delete())
                 verb.move("reset")
             else:
@@ -221,21 +223,21 @@ def fail_run(verb: Verb, run: Run, reason: str) -> RunStatus:
 def _close_tables(verb: Verb, run: Run, why: str = "The table was not {done}: the run ended before it.",
                   code: str = "NotReplicated") -> None:
     """Nothing of an ended run remains open for ever. A table that a diagnostic run has not come to is no table that failed."""
-    open_ones = run_tables.update().where(run_tables.c.run_id == run.run_id, run_tables.c.status.in_(_OPEN))
+    still_open = sa.and_(run_tables.c.run_id == run.run_id, run_tables.c.status.in_(_OPEN))
+    note(verb.connection, RunTable, sa.select(run_tables.c.id).where(still_open))
     if run.replication_type is ReplicationType.DIAGNOSTIC:
         values: dict[str, Any] = {"status": TableStatus.WARNING, "errors": why.format(done="checked")}
     else:
         values = {"status": TableStatus.FAILED, "errors": why.format(done="replicated") + " Run the replication again."}
-    verb.connection.execute(open_ones.values(**values, error_code=code, ended_at=verb.after(run)))
+    verb.connection.execute(run_tables.update().where(still_open).values(**values, error_code=code, ended_at=verb.after(run)))
 
 
 def _await_upgrade(verb: Verb) -> None:
     """Every company of which something has been copied waits for its upgrade; one without tables does too."""
     copied = sa.exists().where(run_tables.c.company_name == source_companies.c.name, run_tables.c.status == TableStatus.SUCCESSFUL)
     has_tables = sa.exists().where(registry.c.company_name == source_companies.c.name)
-    verb.connection.execute(source_companies.update().where(
-        source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE, sa.or_(copied, ~has_tables)
-    ).values(upgrade_status=UpgradeStatus.PENDING))
+    update_companies(verb.connection, source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE,
+                     sa.or_(copied, ~has_tables), upgrade_status=UpgradeStatus.PENDING)
 
 
 def _leave_replicating(verb: Verb, event: str) -> None:

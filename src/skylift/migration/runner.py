@@ -23,6 +23,7 @@ from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
 from skylift.errors import SetupError, SkyliftError, Transient, redact
 from skylift.losses import Losses
+from skylift.migration.changes import note
 from skylift.migration.mappings import all_mappings
 from skylift.migration.replication import end_cancelled, end_run
 from skylift.migration.scope import Key, from_text
@@ -37,6 +38,7 @@ from skylift.store.tables import registry, run_tables, runs, source_companies
 FLUSH_S = 0.25                    # progress is written at most this often
 MAX_ERROR = 2048                  # characters, behaviour.md §2.5
 _GONE = ("The source no longer has this table; what was copied of it stays.", "50004")
+_ENDED = (TableStatus.SUCCESSFUL, TableStatus.FAILED)
 
 
 def replicate(service: Service, run: Run, workers: int, stop: Callable[[], bool], check: Callable[[sa.Connection], None]) -> None:
@@ -160,6 +162,8 @@ def _enter_rows(verb: Verb, run: Run, tasks: Sequence[CopyTask], warnings: Mappi
               "errors": why, "error_code": code, "started_at": verb.now, "ended_at": verb.now}
              for key, (why, code) in warnings.items() if key not in here]
     if rows:
+        note(connection, RunTable, [row["id"] for row in rows], created=True)
+        note(connection, Run, [run.id])                 # which counts them
         connection.execute(run_tables.insert(), rows)
 
 
@@ -179,7 +183,7 @@ class _Recorder:
     def add(self, progress: Progress) -> None:
         key = (progress.task.company, progress.task.table_name)
         before = self._before.get(key)
-        if before is None or progress.status in (TableStatus.SUCCESSFUL, TableStatus.FAILED):
+        if before is None or progress.status in _ENDED:
             self._waiting[key] = progress
             row = self._rows[key]                       # a failure says nothing of the size: what is known of it stays
             self._rows[key] = replace(row, started_at=row.started_at or datetime.now(UTC),
@@ -197,6 +201,9 @@ class _Recorder:
 
     def _write(self, connection: sa.Connection) -> None:
         now = datetime.now(UTC)
+        note(connection, RunTable, [self._rows[key].id for key in self._waiting])
+        if any(progress.status in _ENDED for progress in self._waiting.values()):
+            note(connection, Run, [self._run.id])       # which counts them
         connection.execute(runs.update().where(runs.c.run_id == self._run.run_id).values(attempts=0))
         connection.execute(
             run_tables.update().where(run_tables.c.run_id == self._run.run_id, run_tables.c.company_name == sa.bindparam("company"),
@@ -216,7 +223,7 @@ class _Recorder:
                 connection.execute(registry.update().where(here), rows)
 
     def _values(self, key: Key, p: Progress, now: datetime) -> dict[str, object]:
-        ended = p.status in (TableStatus.SUCCESSFUL, TableStatus.FAILED)
+        ended = p.status in _ENDED
         before = self._before.get(key)
         moved = (p.rows, p.inserted, p.updated, p.deleted, p.size_bytes)
         if before:

@@ -12,7 +12,8 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 from skylift.errors import Conflict, NotFound, StateError
-from skylift.model import Run
+from skylift.migration.changes import note
+from skylift.model import NO_ID, Run, Setup
 from skylift.runs import ALLOWED, MigrationState, ReplicationType, RunStatus, TableStatus, advance
 from skylift.settings import Settings
 from skylift.store import Store, to_row
@@ -57,13 +58,14 @@ class Service:
         self.store = store
         self.settings = settings
         self.actor = actor
+        self.actor_id = NO_ID
         self.box = SecretBox(settings.home)
         self._ensure_environment()
 
-    def as_actor(self, name: str) -> Self:
-        """The same service, acting for `name` in the event log."""
+    def as_actor(self, name: str, id: UUID = NO_ID) -> Self:
+        """The same service, acting for `name` in the event log, and for whom that `id` is."""
         other = copy.copy(self)
-        other.actor = name
+        other.actor, other.actor_id = name, id
         return other
 
     @contextmanager
@@ -120,6 +122,7 @@ class Verb:
     def move(self, event: str, why: str = "", **values: Any) -> None:
         """Move the migration by `event` and set columns of its row. Raises StateError if its state does not know the event."""
         before, after = self.state, advance(self.state, event)
+        note(self.connection, Setup, [self.row["id"]], created=before is MigrationState.NOT_SET_UP)
         done = self.connection.execute(migration.update().where(migration.c.state == before).values(state=after, **values))
         if done.rowcount != 1:
             raise Conflict("the migration was changed by somebody else")
@@ -133,6 +136,7 @@ class Verb:
 
     def move_run(self, run: Run, event: str, why: str = "", **values: Any) -> None:
         after = advance(run.status, event)
+        note(self.connection, Run, [run.id])
         done = self.connection.execute(
             runs.update().where(runs.c.id == run.id, runs.c.status == run.status).values(status=after, **values))
         if done.rowcount != 1:
@@ -154,6 +158,7 @@ class Verb:
         running = status is RunStatus.IN_PROGRESS
         run = Run(uuid4(), str(uuid4()) if running else str(uuid4()).upper(), started_at, None if running else started_at,
                   kind, status, source, details, scope)
+        note(self.connection, Run, [run.id], created=True)
         self.connection.execute(runs.insert().values({c.name: getattr(run, c.name) for c in runs.columns if hasattr(run, c.name)}))
         self.log(f"run {run.run_id}", event, "", status, details)
         return run

@@ -16,12 +16,13 @@ import sqlalchemy as sa
 
 from skylift.connectors import Source, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
-from skylift.errors import NotFound, SetupError, SkyliftError, StateError, Transient, redact
+from skylift.errors import CopyError, NotFound, SetupError, SkyliftError, StateError, Transient, redact
+from skylift.migration.changes import note, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
 from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
-from skylift.model import Setup
+from skylift.model import Setup, SourceCompany
 from skylift.products import Catalogue, Product, measured
 from skylift.products.naming import same_name
 from skylift.products.registry import find_product
@@ -165,7 +166,8 @@ class SetupVerbs(Service):
                 raise verb.refusal() from None
             verb.add_run(RunStatus.COMPLETED, "The migration has been set up. The source has "
                          f"{_count(len(found.companies), 'company', 'companies')} and "
-                         f"{_count(len(whole.tasks), 'table', 'tables')}.", product.display_name, event="set_up")
+                         f"{_count(len(whole.tasks), 'table', 'tables')}." + "".join(f" Note: {note}." for note in found.notes),
+                         product.display_name, event="set_up")
             return replace(answer, state=verb.state)
 
     def _register_agent(self, answer: Setup, common: dict[str, Any], if_match: IfMatch) -> Setup:
@@ -219,14 +221,16 @@ class SetupVerbs(Service):
                                  hint="begin with a new home folder and another setting 'company'", code="NameCollision")
             size = {"display_name": company.display_name, "estimated_size": company.estimated_size}
             if company.name in known:
-                connection.execute(source_companies.update().where(source_companies.c.name == company.name).values(size))
+                update_companies(connection, source_companies.c.name == company.name, **size)
             else:
-                connection.execute(source_companies.insert().values(id=uuid4(), name=company.name, **size))
+                note(connection, SourceCompany, [id := uuid4()], created=True)
+                connection.execute(source_companies.insert().values(id=id, name=company.name, **size))
         gone = known.keys() - {company.name for company in found.companies}
         for name in sorted(gone):
             if known[name].created:
-                connection.execute(source_companies.update().where(source_companies.c.name == name).values(replicate=False))
+                update_companies(connection, source_companies.c.name == name, replicate=False)
             else:
+                note(connection, SourceCompany, [known[name].id], deleted=True)
                 connection.execute(source_companies.delete().where(source_companies.c.name == name))
             verb.log(f"company {name}", "gone_from_source")
         connection.execute(apps.delete())
@@ -251,7 +255,7 @@ class SetupVerbs(Service):
             verb.move("disable", details, disabled_reason=reason, creation_task="", creation_error="")
         else:
             verb.set(disabled_reason=reason)
-        connection.execute(source_companies.update().values(init_scheduled=False))
+        update_companies(connection, source_companies.c.init_scheduled, init_scheduled=False)
         verb.add_run(RunStatus.COMPLETED, details, find_product(verb.row["product_id"]).display_name,
                      event="complete" if reason == "Completed" else "disable")
 
@@ -285,7 +289,10 @@ def _all_upgraded(connection: sa.Connection) -> bool:
 
 def discover(product: Product, source: Source, target_url: str, mappings: list[Any]) -> tuple[Catalogue, Plan]:
     """What the source holds and how it would be copied. Raises SetupError if a name collides or the target cannot be used."""
-    found = measured(product.discover(source), source)
+    try:
+        found = measured(product.discover(source), source)
+    except CopyError as error:                          # the catalogue itself cannot be read
+        raise SetupError(error.message, hint=error.hint, code=error.code) from None
     try:
         target = open_target(target_url)
     except Transient as error:                          # somebody else has it open; nothing was started

@@ -17,6 +17,7 @@ from skylift.connectors import TableState, Target, open_target
 from skylift.engine.columns import table_of
 from skylift.engine.hashing import digest_all
 from skylift.errors import NotVerified, SkyliftError, StateError, TargetFailed, Transient
+from skylift.migration.changes import update_companies
 from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import Service, Verb, get_migration, get_row, newest_run
 from skylift.model import Run, TargetName
@@ -122,8 +123,7 @@ def _start(service: Service, company: str, tag: str, check: Callable[[sa.Connect
         done = sa.select(upgrade_tags.c.tag).where(upgrade_tags.c.company_name == company, upgrade_tags.c.tag == tag)
         if verb.connection.execute(done).first():
             return False
-        verb.connection.execute(source_companies.update().where(source_companies.c.name == company).values(
-            upgrade_status=UpgradeStatus.STARTED, upgrade_error=""))
+        update_companies(verb.connection, source_companies.c.name == company, upgrade_status=UpgradeStatus.STARTED, upgrade_error="")
         verb.log(f"company {company}", "start_upgrade")
         return True
 
@@ -132,8 +132,7 @@ def _finish(service: Service, company: str, tag: str, error: str, check: Callabl
     with service.verb() as verb:
         check(verb.connection)
         status = UpgradeStatus.FAILED if error else UpgradeStatus.COMPLETED
-        verb.connection.execute(source_companies.update().where(source_companies.c.name == company).values(
-            upgrade_status=status, upgrade_error=error))
+        update_companies(verb.connection, source_companies.c.name == company, upgrade_status=status, upgrade_error=error)
         if not error:
             verb.connection.execute(upgrade_tags.insert().values(company_name=company, tag=tag, created_at=verb.now))
         verb.log(f"company {company}", "end_upgrade", UpgradeStatus.STARTED, status, error)

@@ -8,7 +8,10 @@ from typing import Protocol
 from uuid import UUID
 
 from skylift.connectors import Source
+from skylift.errors import CopyError
 from skylift.model import App, Table
+
+NAMED = 5                          # tables that set-up names as not to be copied; of more it tells the number
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +37,30 @@ class Catalogue:
     tables: list[FoundTable]
     apps: list[App]
     version: str               # application version of the source, '' if it has none
+    notes: tuple[str, ...] = ()     # what whoever sets up should know, a sentence each
 
 
 def measured(catalogue: Catalogue, source: Source) -> Catalogue:
-    """`catalogue` with each company's size as estimated by measuring every table; what only set-up needs (behaviour.md §5.13)."""
+    """`catalogue` with each company's size as estimated by measuring every table, and with what set-up should tell (behaviour.md §5.13).
+
+    A table that can be told already not to move is named; the others can be set up and copied without it.
+    """
     sizes = dict.fromkeys((company.name for company in catalogue.companies), 0)
+    notes, refused = source.notes(), []
     for found in catalogue.tables:
+        try:
+            size = source.measure(found.table).size_bytes or 0
+        except CopyError as error:
+            refused.append(error.message)
+            continue
         if found.company:
-            sizes[found.company] += source.measure(found.table).size_bytes or 0
-    return replace(catalogue, companies=[replace(company, estimated_size=round(Decimal(sizes[company.name]) / 2**30, 6))
-                                         for company in catalogue.companies])
+            sizes[found.company] += size
+    if len(refused) > NAMED:
+        refused[NAMED:] = [f"and {len(refused) - NAMED} more"]
+    if refused:
+        notes.append(f"some tables cannot be copied: {'; '.join(refused)}")
+    return replace(catalogue, notes=tuple(notes), companies=[
+        replace(company, estimated_size=round(Decimal(sizes[company.name]) / 2**30, 6)) for company in catalogue.companies])
 
 
 class Product(Protocol):

@@ -68,7 +68,7 @@ class BusinessCentral:
 
     def discover(self, source: Source) -> Catalogue:
         """Raises SetupError if the source is no Business Central database, has the wrong version, or names collide."""
-        catalogue = source.tables()
+        catalogue = [table for table in source.tables() if not table.namespace]     # the application keeps all of its tables in one schema
         by_name = {table.name.casefold(): table for table in catalogue}
 
         def rows(name: str) -> Iterator[dict[str, Any]]:
@@ -77,7 +77,9 @@ class BusinessCentral:
                                  hint="check the connection string, or use the product Custom", code="NotBusinessCentral")
             return _rows(source, by_name[name.casefold()])
 
-        version = next((text for row in rows("$ndo$tenantproperty") if (text := _text(row, "applicationversion"))), "")
+        # A server with several tenants keeps the version with each of them; in one database without, it may stand with the database.
+        places = ["$ndo$tenantproperty", *(["$ndo$dbproperty"] if "$ndo$dbproperty" in by_name else [])]
+        version = next((text for place in places for row in rows(place) if (text := _text(row, "applicationversion"))), "")
         self._check_version(version)
         apps = [_app(row) for row in rows("NAV App Installed App")]
         companies = _companies(rows("Company"))

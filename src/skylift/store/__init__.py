@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from skylift.errors import SetupError, Transient, redact
 
-SCHEMA = "0002"                   # the newest file in migrations/versions
+SCHEMA = "0003"                   # the newest file in migrations/versions
 BUSY_MS = 30_000                  # how long a writer waits for another one (SQLite)
 _SCHEMA_LOCK = 7_048_001          # PostgreSQL advisory lock that is held while the schema is made
 
@@ -163,7 +163,7 @@ def _engine(url: URL) -> sa.Engine:
         @sa.event.listens_for(engine, "begin")
         def begin_alone(connection: sa.Connection) -> None:
             if connection.get_execution_options().get("skylift_alone"):      # before the first query, which fixes the snapshot
-                connection.exec_driver_sql("lock table migration in exclusive mode")
+                connection.exec_driver_sql("lock table migration, change_counter in exclusive mode")
 
         return engine
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":

@@ -110,6 +110,15 @@ def _time(name: str, *, null: bool = False) -> sa.Column:
     return sa.Column(name, UtcDateTime, info={"null": True} if null else {})
 
 
+def _modified() -> sa.Column:
+    """When the row was last written, kept by SQLAlchemy: what `lastModifiedDateTime` in the link of a webhook is compared with."""
+    return sa.Column("modified_at", UtcDateTime, default=_now, onupdate=_now)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 migration = _table(                                    # one row: the environment's migration
     "migration",
     sa.Column("one", sa.Integer, sa.CheckConstraint("one = 1", name="ck_migration_one"), primary_key=True, autoincrement=False),
@@ -128,6 +137,7 @@ migration = _table(                                    # one row: the environmen
     _text("disabled_reason"),                          # '', Completed, Paused or Abandoned
     _flag("still_tracked"),                            # disabled, and the source still holds what skylift installed there
     sa.Column("copy_id", sa.Uuid, default=uuid4),      # full copies that have begun under it go on with the next run
+    _modified(),
 )
 
 source_companies = _table(
@@ -144,6 +154,7 @@ source_companies = _table(
     _flag("init_scheduled"),
     sa.Column("upgrade_status", Enumerated(UpgradeStatus), default=UpgradeStatus.NONE),
     _text("upgrade_error"),
+    _modified(),
 )
 
 companies = _table(
@@ -172,6 +183,7 @@ runs = _table(
     _number("attempts"),                               # coordinators that took it up since it last moved on
     _text("scope"),                                    # what of the marked companies it goes through: migration/scope.py; '' = all
     _text("cancelled"),                                # '' or who has cancelled it and why; it ends as soon as the coordinator has stopped
+    _modified(),
     sa.Index("ix_runs_started_at_id", "started_at", "id"),
 )
 
@@ -198,6 +210,7 @@ run_tables = _table(
     _text("digest"),
     _number("orphans", sa.BigInteger),
     _number("kept", sa.BigInteger),
+    _modified(),
     sa.UniqueConstraint("run_id", "table_name", "company_name"),
     sa.Index("ix_run_tables_run_id_status", "run_id", "status"),
     # "failed and not mentioned again later" (behaviour.md §4.4) looks at one table's rows and at the failed ones only
@@ -228,6 +241,7 @@ table_mappings = _table(
     _text("table_name"),
     _text("source_table_name"),
     _flag("per_company", default=True),
+    _modified(),
 )
 
 apps = _table(
@@ -257,6 +271,44 @@ subscriptions = _table(
     _time("modified_at"),
     sa.Column("created_by", sa.Uuid),
     sa.Column("modified_by", sa.Uuid),
+    _text("kind"),                                     # model class of the entities that it is about
+    sa.Column("entity_id", sa.Uuid, default=model.NO_ID),  # NO_ID = all of them
+    _number("told", sa.BigInteger),                    # position in `changes` up to which the receiver knows
+    _time("waiting_since", null=True),                 # when the first change happened that it does not know
+    _time("next_at", null=True),                       # not to be called before, after a call that failed
+    _time("failing_since", null=True),
+    _number("attempts"),                               # calls that failed since
+)
+
+changes = _table(                                      # the outbox: what subscribers are to be told, a row an entity
+    "changes",
+    sa.Column("kind", TEXT, primary_key=True),
+    sa.Column("entity_id", sa.Uuid, primary_key=True),  # NO_ID = many of that kind
+    _number("position", sa.BigInteger),                # of the last change
+    _number("created", sa.BigInteger),                 # position at which it was made; 0 = before anybody asked
+    _flag("deleted"),
+    _time("at"),                                       # of the last change
+    sa.Index("ix_changes_kind_position", "kind", "position"),
+)
+
+change_counter = _table(                               # one row, locked by who writes changes: positions become visible in their order
+    "change_counter",
+    sa.Column("one", sa.Integer, sa.CheckConstraint("one = 1", name="ck_change_counter_one"), primary_key=True, autoincrement=False),
+    _number("position", sa.BigInteger),
+)
+
+deliveries = _table(                                   # the log of calls to receivers, its newest rows
+    "deliveries",
+    sa.Column("id", sa.Integer, primary_key=True),
+    _time("at"),
+    _text("url"),                                      # without its query, which may hold secrets
+    _text("subscriptions"),                            # ids, separated by blanks
+    _number("items"),
+    _number("attempt"),
+    _number("status"),                                 # of HTTP; 0 = no answer
+    _text("outcome"),                                  # delivered, again, removed, given up
+    _text("error"),
+    _number("duration_ms"),
 )
 
 events = _table(
@@ -291,12 +343,12 @@ tokens = _table(
 
 # The set-up as the API shows it: absent until there is one, and never with a secret.
 _setup = sa.select(
-    migration.c.id, migration.c.product_id, migration.c.sql_server_type, migration.c.state,
+    migration.c.id, migration.c.product_id, migration.c.sql_server_type, migration.c.state, migration.c.modified_at,
     *(sa.literal("", TEXT).label(name) for name in ("sql_connection_string", "runtime_name", "runtime_key")),
 ).where(migration.c.state != MigrationState.NOT_SET_UP).subquery("setup")
 
 TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stored: products/registry.py
     model.Run: runs, model.RunTable: run_tables, model.SourceCompany: source_companies, model.Company: companies,
     model.Setup: _setup, model.TableMapping: table_mappings, model.Subscription: subscriptions, model.App: apps,
-    model.Event: events, model.Token: tokens, model.TableSwitch: registry,
+    model.Event: events, model.Token: tokens, model.Delivery: deliveries, model.TableSwitch: registry,
 }

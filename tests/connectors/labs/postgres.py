@@ -15,8 +15,9 @@ from tests.connectors.labs import Lab, plain, quote
 
 
 class PostgresTargetLab(Lab):
-    def __init__(self, folder: Path) -> None:
-        server = servers.postgres()
+    def __init__(self, folder: Path, *options: str) -> None:
+        """`options`: settings of the server, which is another one then."""
+        self.server = server = servers.postgres(*options)
         name = f"lab_{uuid4().hex[:12]}"
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(f"create database {name}")

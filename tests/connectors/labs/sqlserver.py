@@ -69,9 +69,9 @@ class SqlServerLab(Lab):
         try:
             cursor = connection.cursor()
             for statement in statements:
-                if isinstance(statement, str):
+                if isinstance(statement, str) and statement.strip():
                     cursor.execute(statement.replace(" add column ", " add "))
-                else:
+                elif not isinstance(statement, str):
                     for row in statement[1]:
                         cursor.execute(_without_nulls(statement[0], row), *(value for value in row if value is not None))
             connection.commit()
@@ -147,6 +147,9 @@ def _empty_database(role: str) -> URL:
     url = _database(role)
     connection = mssql_python.connect("", autocommit=True, **driver_keywords(url))
     cursor = connection.cursor()
+    cursor.execute("select schema_name(schema_id), object_name(parent_object_id), name from sys.foreign_keys")
+    for schema, table, name in cursor.fetchall():
+        cursor.execute(f"alter table {quote(schema)}.{quote(table)} drop constraint {quote(name)}")
     cursor.execute("select schema_name(schema_id), name from sys.tables")
     for schema, name in cursor.fetchall():
         cursor.execute(f"drop table {quote(schema)}.{quote(name)}")

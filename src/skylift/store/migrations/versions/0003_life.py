@@ -6,8 +6,8 @@ from uuid import uuid4
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 column = partial(sa.Column, nullable=False)
