@@ -194,7 +194,7 @@ def test_a_run_is_handed_over_by_a_service_that_stops_to_the_next_one(home, toke
     with closing(sqlite3.connect(home / "shop.db")) as database, database:
         for n in range(400):
             database.execute(f"create table t{n} (id integer primary key, name text)")
-            database.execute(f"insert into t{n} with recursive c(n) as (select 1 union all select n + 1 from c where n < 300) "
+            database.execute(f"insert into t{n} with recursive c(n) as (select 1 union all select n + 1 from c where n < 50) "
                              "select n, 'name ' || n from c")
     service = Migration(open_store(Settings(home=home).store), Settings(home=home), "tester")
     Lab(service, home / "shop.db").prepare(product_id="Custom")

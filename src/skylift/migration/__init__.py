@@ -7,6 +7,7 @@ stable `code`. What takes long (creating companies, runs, upgrades) is left to t
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from skylift.migration.upgrade import UpgradeVerbs
 from skylift.migration.webhooks import WebhookVerbs
 from skylift.model import ProductType, Run, Subscription
 from skylift.products.registry import PRODUCTS
-from skylift.query import Expression, Query
+from skylift.query import Attribute, Call, Expression, Literal, Query
 from skylift.runs import TableStatus
 from skylift.store import select
 
@@ -35,16 +36,12 @@ class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, ReplicationVerbs, Upgrad
 
     def select(self, row_type: type[T], query: Query) -> list[T]:
         """Rows of a class of model.py: those of store/tables.py, and ProductType."""
-        if row_type is Subscription:
-            self.drop_expired()
         with self.store.read() as connection:
-            return select.select(connection, row_type, query, _unstored(row_type))
+            return select.select(connection, row_type, replace(query, where=_there(row_type, query.where)), _unstored(row_type))
 
     def count(self, row_type: type, where: Expression | None = None) -> int:
-        if row_type is Subscription:
-            self.drop_expired()
         with self.store.read() as connection:
-            return select.count(connection, row_type, where, _unstored(row_type))
+            return select.count(connection, row_type, _there(row_type, where), _unstored(row_type))
 
     def get(self, row_type: type[T], key: UUID | str) -> T:
         """The row with that key, a run with its counts. Raises NotFound."""
@@ -60,6 +57,14 @@ class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, ReplicationVerbs, Upgrad
             counts = count_tables(connection, row.run_id)
             return replace(row, tables_successful=counts.get(TableStatus.SUCCESSFUL, 0), tables_failed=counts.get(TableStatus.FAILED, 0),
                            tables_remaining=counts.get(TableStatus.NOT_STARTED, 0) + counts.get(TableStatus.IN_PROGRESS, 0))
+
+
+def _there(row_type: type, where: Expression | None) -> Expression | None:
+    """`where`, and not expired: a subscription has vanished then, also before the deliverer removes it (odata.md K2)."""
+    if row_type is not Subscription:
+        return where
+    living = Call("gt", (Attribute("expires_at"), Literal(datetime.now(UTC))))
+    return Call("and", (living, where)) if where else living
 
 
 def _unstored(row_type: type) -> list[Any] | None:
