@@ -30,3 +30,10 @@ def test_the_architecture_page_names_every_package_and_nothing_that_is_gone():
             assert f"{folder.name}/" in page, folder.name
     for path in re.findall(r"`((?:api|migration|engine|store|connectors|products|tests|scripts)/[\w/]+(?:\.py)?)`", page):
         assert (source / path).exists() or (ROOT / path).exists(), path
+
+
+def test_the_readme_names_every_kind_of_source_and_target():
+    from skylift.connectors import _SOURCES, _TARGETS
+
+    [table] = re.findall(r"(?s)\| database \|.*?\n\n", (ROOT / "README.md").read_text())
+    assert {f"{scheme}://" for scheme in (*_SOURCES, *_TARGETS)} - {"mariadb://"} == set(re.findall(r"`(\w+://)", table))
