@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -105,6 +106,32 @@ def mariadb() -> str:
     root.cursor().execute("grant all on *.* to skylift@'127.0.0.1' with grant option")
     root.close()
     return f"mysql://skylift:secret@127.0.0.1:{port}/"
+
+
+@cache
+def s3() -> str:
+    """Endpoint of an S3-compatible server that takes any key and secret."""
+    if given := os.environ.get("SKYLIFT_TEST_S3_ENDPOINT"):
+        return given
+    folder, port = Path(tempfile.mkdtemp(prefix="skylift-s3-")), free_port()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    start_s3(folder, port)
+    return f"http://127.0.0.1:{port}"
+
+
+def start_s3(folder: Path, port: int) -> subprocess.Popen:
+    """One that is stopped when the test process ends, or by whoever started it."""
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], cwd=folder,
+                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    atexit.register(process.wait)
+    atexit.register(process.kill)
+    until = time.monotonic() + 60
+    while not _listens(port):
+        if process.poll() is not None or time.monotonic() > until:
+            pytest.skip(f"the S3 server does not start: {(folder / 'log').read_text()[-500:]}")
+        time.sleep(0.1)
+    return process
 
 
 @cache

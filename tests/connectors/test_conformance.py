@@ -14,7 +14,7 @@ from skylift.engine.pool import copy_tables
 from skylift.errors import NotVerified, SchemaChanged
 from skylift.model import ARROW, CopyTask, KeyRange, TargetName
 from skylift.runs import TableStatus
-from tests.connectors.labs import OTHER_FEEDS, SOURCES, TARGETS, Altering, migrate, quote
+from tests.connectors.labs import OTHER_FEEDS, OTHER_PLACES, SOURCES, TARGETS, Altering, migrate, quote
 
 ITEM = {
     "no": "text",
@@ -217,10 +217,11 @@ STEP = st.one_of(
 )
 
 
-@pytest.mark.parametrize("source_kind, target_kind", [*itertools.product(sorted(SOURCES | OTHER_FEEDS), sorted(TARGETS))])
+@pytest.mark.parametrize("source_kind, target_kind", [*itertools.product(sorted(SOURCES | OTHER_FEEDS), sorted(TARGETS)),
+                                                      *itertools.product(["sqlite"], sorted(OTHER_PLACES))])
 def test_whatever_happens_between_runs_target_equals_source_after_each(tmp_path_factory, source_kind, target_kind):
 
-    labs = (SOURCES | OTHER_FEEDS)[source_kind], TARGETS[target_kind]
+    labs = (SOURCES | OTHER_FEEDS)[source_kind], (TARGETS | OTHER_PLACES)[target_kind]
 
     @settings(max_examples=min(lab.examples for lab in labs), deadline=None)
     @given(steps=st.lists(STEP, max_size=25))

@@ -35,23 +35,39 @@ from skylift.model import ARROW, Digest, Table, TargetName
 CHUNK_ROWS = 131_072              # one file and one row group; DuckDB, Spark and others read such in parallel
 MERGED_ROWS = CHUNK_ROWS // 2     # a file with more rows is left alone
 
+_ODD = set("%[]^|")               # what the `deltalake` package cannot open
+
 
 def open_target(url: URL) -> LakeTarget:
     """The lake at `url`, made if missing. Raises SetupError if it cannot be written, Transient if it is in use."""
     form, _, place = url.drivername.partition("+")
-    store: Any
-    if place:
-        raise SetupError(f"'{url.drivername}' is not a target that skylift knows")
+    if place not in ("", "s3"):
+        raise SetupError(f"'{url.drivername}' is not a target that skylift knows", hint=f"write {form}:///folder or {form}+s3://bucket/prefix")
+    if form == "delta" and (odd := _ODD & set(url.database or "")):
+        raise SetupError(f"{url.database}: Delta Lake tables cannot lie in a folder with {' '.join(sorted(odd))} in its name",
+                         hint="name another folder")
+    store = _bucket(url) if place else _folder(url, form)
+    try:
+        return LakeTarget(store, _form(form, store))
+    except TargetFailed as error:
+        store.close()
+        raise SetupError(error.message, hint=error.hint) from None
+    except BaseException:
+        store.close()
+        raise
+
+
+def _folder(url: URL, form: str) -> Folder:
     if not url.database:
         raise SetupError(f"the {form} target names no folder", hint=f"write {form}:///relative/folder or {form}:////absolute/folder")
     if url.query:
         raise SetupError(f"{form}:///{url.database}: unknown option {', '.join(url.query)}")
-    store = Folder(Path(url.database).absolute())
-    try:
-        return LakeTarget(store, _form(form, store))
-    except BaseException:
-        store.close()
-        raise
+    return Folder(Path(url.database).absolute())
+
+
+def _bucket(url: URL) -> Any:
+    from skylift.connectors.lake_s3 import Bucket
+    return Bucket(url)
 
 
 def _form(name: str, store: Any) -> Form:

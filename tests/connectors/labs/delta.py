@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from urllib.parse import unquote
 
-import duckdb
 from deltalake import DeltaTable
 
 from skylift.connectors.lake_names import escape, unescape
-from tests.connectors.labs import plain
 from tests.connectors.labs.parquet import ParquetLab
 
 
@@ -23,9 +21,7 @@ class DeltaLab(ParquetLab):
         return sorted(unquote(uri) for uri in self.table(name, schema).file_uris())
 
     def rows(self, name: str, schema: str = "main") -> Counter:
-        files = self.files(name, schema)
-        with duckdb.connect() as connection:
-            return plain(connection.execute("select * from read_parquet(?)", [files]).fetchall()) if files else Counter()
+        return super().rows(name, schema) if self.files(name, schema) else Counter()     # a table without rows has no file
 
     def names(self, schema: str = "main") -> set[str]:
         return {unescape(folder.parent.name) for folder in (self.path / escape(schema)).glob("*/_delta_log")}

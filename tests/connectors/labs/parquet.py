@@ -34,9 +34,9 @@ class ParquetLab(Lab):
             return connection.execute(sql).fetchall()
 
     def rows(self, name: str, schema: str = "main") -> Counter:
+        files = self.files(name, schema)
         with duckdb.connect() as connection:
-            files = f"{self.path}/{escape(schema)}/{escape(name)}/*.parquet"
-            return plain(connection.execute("select * from read_parquet(?)", [files]).fetchall())
+            return plain(connection.execute("select * from read_parquet(?)", [files or f"{self.path}/{schema}/{name}/*"]).fetchall())
 
     def names(self, schema: str = "main") -> set[str]:
         return {unescape(folder.name) for folder in (self.path / escape(schema)).glob("*")}
