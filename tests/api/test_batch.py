@@ -1,12 +1,9 @@
-"""$batch, on each database that can hold a store."""
+"""$batch as JSON, on each database that can hold a store."""
 
 import base64
-import email
-import json
-import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from uuid import UUID
 
 import pytest
@@ -17,58 +14,17 @@ from skylift.errors import Transient
 from skylift.migration.changes import note
 from skylift.model import SourceCompany
 from skylift.store import Store
-from skylift.store.tables import apps, changes, subscriptions
+from skylift.store.tables import changes, subscriptions
+from tests.api.batches import MAPPINGS, WRONG, batch, get, post, ready_client, refused, statuses, stored
 from tests.api.conftest import START, fill, number, open_client
-from tests.migration.lab import Lab
 
-RUNS, MAPPINGS, COMPANIES, SETUP = "cloudMigrationStatus", "tableMappings", "cloudMigrationCompanies", "setupCloudMigration"
+RUNS, COMPANIES = "cloudMigrationStatus", "cloudMigrationCompanies"
 
 
 @pytest.fixture
 def client(tmp_path, store_url):
-    """An administrator's, ready to replicate one company, with an app whose tables can be mapped."""
-    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
-        database.execute("create table item (id integer primary key)")
-    client = open_client(tmp_path / "home", store=store_url)
-    Lab(client.http.service, tmp_path / "shop.db").prepare(product_id="Custom")
-    with client.http.service.store.write() as connection:
-        connection.execute(apps.insert().values(id=number(7), name="Mine", publisher="Me", version="1.0"))
-    yield client
-    client.http.service.store.close()
-
-
-def get(url, id=None, **more):
-    return {"id": id, "method": "GET", "url": url} | more
-
-
-def post(n, id=None, **more):
-    """Makes mapping number `n`."""
-    return {"id": id, "method": "POST", "url": MAPPINGS, "body": mapping(n)} | more
-
-
-def mapping(n):
-    return {"appId": str(number(7)), "tableId": 50_000 + n, "tableName": f"T{n}", "sourceTableName": f"[S{n}]"}
-
-
-WRONG = {"method": "GET", "url": "nothing"}
-
-
-def batch(client, *requests, path="$batch", **headers):
-    answer = client.ask("POST", path, {"requests": list(requests)}, **headers)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["responses"]
-
-
-def statuses(client, *requests, **headers):
-    return [item["status"] for item in batch(client, *requests, **headers)]
-
-
-def refused(client, *requests, **headers):
-    return client.error("$batch", "POST", body={"requests": list(requests)}, **headers)
-
-
-def stored(client):
-    return sorted(row["tableName"] for row in client.rows(MAPPINGS))
+    with ready_client(tmp_path, store_url) as client:
+        yield client
 
 
 # ------------------------------------------------------------------ B1, B5: items are requests
@@ -425,127 +381,6 @@ def test_a_batch_does_not_answer_more_than_fits_in_memory(full, monkeypatch):
     monkeypatch.setattr("skylift.api.batch.MOST_ANSWERED_BYTES", 30_000)
     answered = batch(full, *[get("$metadata")] * 9)
     assert 1 < len(answered) < 9 and [item["status"] for item in answered] == [200] * (len(answered) - 1) + [413]
-
-
-# ------------------------------------------------------------------ B6: multipart
-
-
-def http_part(request, **headers):
-    headers = {"Content-Type": "application/http", "Content-Transfer-Encoding": "binary"} | headers
-    return "".join(f"{name.replace('_', '-')}: {value}\n" for name, value in headers.items()) + f"\n{request}\n"
-
-
-def multipart(boundary, *parts):
-    return "".join(f"--{boundary}\n{part}" for part in parts) + f"--{boundary}--\n"
-
-
-def post_part(n, **headers):
-    return http_part(f"POST {MAPPINGS} HTTP/1.1\nContent-Type: application/json\n\n{json.dumps(mapping(n))}", **headers)
-
-
-def change_set(*parts):
-    return "Content-Type: multipart/mixed; boundary=inner\n\n" + multipart("inner", *parts)
-
-
-def parsed(content_type, content):
-    """The answers of a multipart as Python's own parser reads them: Content-ID, status line, body; those of a change set as a list."""
-    message = email.message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + content)
-    assert message.is_multipart() and not message.defects, message.defects
-    return [read_part(part) for part in message.get_payload()]
-
-
-def read_part(part):
-    if part.get_content_type() == "multipart/mixed":
-        assert not part.defects
-        return [read_part(inner) for inner in part.get_payload()]
-    assert part.get_content_type() == "application/http" and part["Content-Transfer-Encoding"] == "binary"
-    line, _, rest = part.get_payload(decode=True).partition(b"\r\n")
-    inner = email.message_from_bytes(rest)
-    return part["Content-ID"], line.decode(), inner.get_payload(decode=True).decode().strip()
-
-
-def send(client, text, newline="\r\n", kind="multipart/mixed; boundary=outer", **headers):
-    body = text.replace("\n", newline).encode()
-    answer = client.ask("POST", "$batch", body, Content_Type=kind, **headers)
-    assert answer.status_code == 200, answer.text
-    return parsed(answer.headers["content-type"], answer.content)
-
-
-@pytest.mark.rule("B6")
-@pytest.mark.parametrize("newline", ["\r\n", "\n"])
-@pytest.mark.parametrize("kind", ["multipart/mixed; boundary=outer", 'Multipart/Mixed;charset=utf-8; BOUNDARY="outer"'])
-def test_a_multipart_is_read_with_either_line_break_and_answered_by_one(client, newline, kind):
-    text = "preamble\n" + multipart(
-        "outer", http_part(f"GET {RUNS}?$filter=status eq 'Completed'&$top=1 HTTP/1.1\nAccept: application/json\n"),
-        change_set(post_part(1, Content_ID="1"), post_part(2, Content_ID="2")),
-        http_part("GET /api/v1.0/companies/$count HTTP/1.1\nHost: testserver\n", Content_ID="last")) + "epilogue"
-    first, changes, count = send(client, text, newline, kind, Accept="application/json")
-    assert first[:2] == (None, "HTTP/1.1 200 OK") and len(json.loads(first[2])["value"]) == 1
-    assert [change[:2] for change in changes] == [("1", "HTTP/1.1 201 Created"), ("2", "HTTP/1.1 201 Created")]
-    assert json.loads(changes[1][2])["tableName"] == "T2" and stored(client) == ["T1", "T2"]
-    assert count == ("last", "HTTP/1.1 200 OK", str(len(client.rows("companies"))))
-
-
-@pytest.mark.rule("B6", "B3")
-def test_a_change_set_that_fails_is_answered_by_one_error_and_leaves_nothing(client):
-    text = multipart("outer", post_part(1), change_set(post_part(2), post_part(2, Content_ID="x"), post_part(3)), post_part(4))
-    [made, error] = send(client, text)
-    assert made[1] == "HTTP/1.1 201 Created" and error[:2] == ("x", "HTTP/1.1 409 Conflict")
-    assert json.loads(error[2])["error"]["code"] == "Internal_EntityWithSameKeyExists" and stored(client) == ["T1"]
-    answers = send(client, text, Prefer="continue-on-error")
-    assert [answer[1] for answer in answers] == ["HTTP/1.1 409 Conflict", "HTTP/1.1 409 Conflict", "HTTP/1.1 201 Created"]
-    assert stored(client) == ["T1", "T4"]
-
-
-@pytest.mark.rule("B6")
-def test_a_content_id_is_referred_to_in_its_change_set_and_behind_it(client):
-    change = json.dumps({"tableName": "Changed"})
-    patch = f"PATCH $1 HTTP/1.1\nIf-Match: *\nContent-Type: application/json\nContent-Length: {len(change)}\n\n{change} nonsense\n"
-    text = multipart("outer", change_set(post_part(1, Content_ID="1"), http_part(patch, Content_ID="2")),
-                     change_set(post_part(2, Content_ID="1"), http_part("DELETE $1 HTTP/1.1\n", Content_ID="2")),
-                     http_part("GET $1/tableName/$value HTTP/1.1\n"))
-    [first, second, last] = send(client, text, Prefer="continue-on-error")
-    assert [answer[1] for answer in (*first, *second)] == ["HTTP/1.1 201 Created", "HTTP/1.1 200 OK", "HTTP/1.1 201 Created",
-                                                          "HTTP/1.1 204 No Content"]
-    assert last[1] == "HTTP/1.1 404 Not Found" and stored(client) == ["Changed"]
-
-
-@pytest.mark.rule("B6", "B4")
-def test_a_change_set_that_numbers_like_a_failed_one_is_its_own(client):
-    patch = http_part("DELETE $1 HTTP/1.1\n", Content_ID="2")
-    text = multipart("outer", change_set(post_part(1, Content_ID="1"), post_part(1)), change_set(post_part(2, Content_ID="1"), patch))
-    [failed, second] = send(client, text, Prefer="continue-on-error")
-    assert failed[1] == "HTTP/1.1 409 Conflict" and [answer[1][9:12] for answer in second] == ["201", "204"]
-
-
-@pytest.mark.rule("B6", "B4")
-@pytest.mark.parametrize("text", [
-    "", "--outer--\n", "--outer\n" + http_part("GET companies HTTP/1.1\n"), multipart("other", http_part("GET companies HTTP/1.1\n")),
-    multipart("outer", http_part("GET companies\n")), multipart("outer", http_part("")),
-    multipart("outer", "\n\nGET companies HTTP/1.1\n\n"),
-    multipart("outer", "Content-Type: text/plain\n\nGET companies HTTP/1.1\n\n"), multipart("outer", "nonsense\n\nGET x HTTP/1.1\n\n"),
-    multipart("outer", http_part("GET companies HTTP/1.1\nnonsense\n")),
-    multipart("outer", http_part("GET companies HTTP/1.1\n", Content_Transfer_Encoding="base64")),
-    multipart("outer", http_part("POST $batch HTTP/1.1\n")), multipart("outer", change_set(change_set(post_part(1)))),
-    multipart("outer", change_set(post_part(1, Content_ID="1"), post_part(2, Content_ID="1"))),
-    multipart("outer", post_part(1, Content_ID="1"), post_part(2, Content_ID="1")),
-    multipart("outer", http_part("GET $2 HTTP/1.1\n", Content_ID="1"), post_part(1, Content_ID="2")),
-    multipart("outer", "Content-Type: multipart/mixed\n\n--inner--\n")])
-def test_a_multipart_that_is_none_is_refused_as_a_whole(full, text):
-    for newline in ("\n", "\r\n"):
-        assert full.error("$batch", "POST", body=text.replace("\n", newline).encode(),
-                            Content_Type="multipart/mixed; boundary=outer")[:2] == (400, "BadRequest")
-    assert full.error("$batch", "POST", body=text.encode(), Content_Type="multipart/mixed")[0] == 400
-    assert stored(full) == ["T"]
-
-
-@pytest.mark.rule("B6", "B5")
-def test_a_multipart_has_a_hundred_requests_at_most(full):
-    one = http_part("GET companies/$count HTTP/1.1\n")
-    assert len(send(full, multipart("outer", *[one] * 100))) == 100
-    for text in (multipart("outer", *[one] * 101), multipart("outer", change_set(*[one] * 60), *[one] * 41),
-                 multipart("outer", change_set(*[one] * 101))):
-        assert full.error("$batch", "POST", body=text.encode(), Content_Type="multipart/mixed; boundary=outer")[0] == 413
 
 
 def test_an_empty_company_header_is_none(tmp_path):
