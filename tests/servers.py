@@ -82,30 +82,39 @@ def as_owner(owner: str, folder: Path, *command: str) -> None:
 @cache
 def mariadb() -> str:
     """URL of an empty MariaDB (or MySQL) server on which databases may be made; its user may do everything."""
-    if given := os.environ.get("SKYLIFT_TEST_MYSQL_URL"):
-        return given
-    server = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
-    if not server:
-        pytest.skip("no MariaDB server is installed and SKYLIFT_TEST_MYSQL_URL is not set")
-    folder, port = server_folder("mariadb", "mysql"), free_port()
-    as_owner("mysql", folder, "mariadb-install-db", "--no-defaults", f"--datadir={folder}/data", "--auth-root-authentication-method=normal",
-             "--skip-test-db")
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen([server, "--no-defaults", f"--datadir={folder}/data", f"--port={port}", "--bind-address=127.0.0.1",
-                                    f"--socket={folder}/socket", f"--pid-file={folder}/pid", "--innodb-flush-log-at-trx-commit=0",
-                                    *(["--user=mysql"] if os.geteuid() == 0 else [])], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    atexit.register(process.wait)
-    atexit.register(process.kill)
-    until = time.monotonic() + 30
-    while not _listens(port):
-        if process.poll() is not None or time.monotonic() > until:
-            pytest.skip(f"MariaDB does not start: {(folder / 'log').read_text()[-500:]}")
-        time.sleep(0.1)
-    root = MySQLdb.connect(unix_socket=f"{folder}/socket", user="root")
-    root.cursor().execute("create user skylift@'127.0.0.1' identified by 'secret'")
-    root.cursor().execute("grant all on *.* to skylift@'127.0.0.1' with grant option")
-    root.close()
-    return f"mysql://skylift:secret@127.0.0.1:{port}/"
+    return os.environ.get("SKYLIFT_TEST_MYSQL_URL") or MariaDB().url
+
+
+class MariaDB:
+    """A server of one's own, which may be killed and started again. Leaves the test out where none is installed."""
+
+    def __init__(self) -> None:
+        server = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
+        if not server:
+            pytest.skip("no MariaDB server is installed and SKYLIFT_TEST_MYSQL_URL is not set")
+        self._folder, self._port = folder, port = server_folder("mariadb", "mysql"), free_port()
+        as_owner("mysql", folder, "mariadb-install-db", "--no-defaults", f"--datadir={folder}/data",
+                 "--auth-root-authentication-method=normal", "--skip-test-db")
+        self._command = [server, "--no-defaults", f"--datadir={folder}/data", f"--port={port}", "--bind-address=127.0.0.1",
+                         f"--socket={folder}/socket", f"--pid-file={folder}/pid", "--innodb-flush-log-at-trx-commit=0",
+                         f"--tmpdir={folder}",     # a server that starts deletes temporary tables of others there
+                         *(["--user=mysql"] if os.geteuid() == 0 else [])]
+        self.url = f"mysql://skylift:secret@127.0.0.1:{port}/"
+        self.start()
+        atexit.register(lambda: self.process.kill() or self.process.wait())
+        root = MySQLdb.connect(unix_socket=f"{folder}/socket", user="root")
+        root.cursor().execute("create user skylift@'127.0.0.1' identified by 'secret'")
+        root.cursor().execute("grant all on *.* to skylift@'127.0.0.1' with grant option")
+        root.close()
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        until = time.monotonic() + 30
+        while not _listens(self._port):
+            if self.process.poll() is not None or time.monotonic() > until:
+                pytest.skip(f"MariaDB does not start: {(self._folder / 'log').read_text()[-500:]}")
+            time.sleep(0.1)
 
 
 @cache

@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL
 
 from skylift.connectors import SWEEP, Batches, Changes
 from skylift.connectors.casting import cast_batch
-from skylift.connectors.mysql_connection import bound, check, connect, quote, run, texts, told, where
+from skylift.connectors.mysql_connection import alive, bound, check, connect, quote, run, texts, told, where
 from skylift.connectors.mysql_log import ChangeLog
 from skylift.connectors.mysql_rows import Misfit, read_result
 from skylift.connectors.mysql_types import (
@@ -80,7 +80,7 @@ class MySqlSource:
         self.url = url
         self.name = url.database or ""
         self.read_only = url.query.get("mode") == "ro"
-        self._pool = Pool(lambda: connect(url))
+        self._pool = Pool(lambda: connect(url), alive)
         self._facts: dict[str, Facts] = {}
         self._snapshots: queue.Queue[Connection] | None = None
         self.feed = ChangeLog(self)

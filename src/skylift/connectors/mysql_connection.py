@@ -89,12 +89,25 @@ def connect(url: URL) -> Connection:
     try:
         _keep_alive(connection)
         connection.query(_SESSION.format(wait=LOCK_WAIT_S) + ", " + (_MARIADB if is_mariadb(connection) else _MYSQL))
+        if query.get("ssl_mode", "").startswith(("REQUIRED", "VERIFY")) and run(connection, "show status like 'Ssl_cipher'")[0][1] == b"":
+            raise SetupError(f"{where(url)}: the connection is not encrypted", hint="enable TLS at the server, or leave out ssl_mode")
         connection.query("set session transaction isolation level repeatable read"
                          + (", read only" if query.get("mode") == "ro" else ""))
         return connection
     except MySQLdb.Error as error:
         connection.close()
         raise _connect_error(url, error) from None
+    except SetupError:
+        connection.close()
+        raise
+
+
+def alive(connection: Connection) -> bool:
+    try:
+        connection.ping()
+        return True
+    except MySQLdb.Error:
+        return False
 
 
 def is_mariadb(connection: Connection) -> bool:

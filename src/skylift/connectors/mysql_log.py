@@ -90,9 +90,15 @@ class ChangeLog:
         mark = None
         if logged:
             with self._source.connection() as c, told(self._source.url), _locked(c, self._source.name, "track"):
-                why = self._install(c)
-                if not why:
-                    mark = self._track(c, logged, consumer)
+                try:
+                    why = _is_replica(c)
+                    if not why:
+                        self._install(c)
+                        mark = self._track(c, logged, consumer)
+                except MySQLdb.Error as error:
+                    if not lacks_right(error):
+                        raise
+                    why = f"the user cannot keep a change log: {error.args[-1]}"
                 self.swept |= {table.name: why for table in logged if why}
         return {table.path: Watermark(SWEEP, 1, self.swept[table.name]) if table.name in self.swept or not mark else mark
                 for table in tables}
@@ -105,22 +111,13 @@ class ChangeLog:
             return "its key has a type or a number of columns that the change log cannot hold"
         return self._source.facts(table).unseen
 
-    def _install(self, c: Connection) -> str:
-        """Make the tables of the log; why there can be none, '' if they are there."""
-        if why := _is_replica(c):
-            return why
+    def _install(self, c: Connection) -> None:
+        """Make the tables of the log that are not there."""
         there = {name for (name,) in texts(run(c, "select table_name from information_schema.tables where table_schema = database()"
                                                   " and table_name like '\\_skylift\\_%%'"))}
-        try:
-            for name, columns in _TABLES.items():
-                if name not in there:
-                    run(c, f"create table {name} ({columns}) engine=InnoDB row_format=dynamic default charset=utf8mb4"
-                           " collate=utf8mb4_bin")
-        except MySQLdb.Error as error:
-            if lacks_right(error):
-                return f"the user cannot keep a change log: {error.args[-1]}"
-            raise
-        return ""
+        for name, columns in _TABLES.items():
+            if name not in there:
+                run(c, f"create table {name} ({columns}) engine=InnoDB row_format=dynamic default charset=utf8mb4 collate=utf8mb4_bin")
 
     def _track(self, c: Connection, tables: Sequence[Table], consumer: str) -> Watermark:
         for part in _parts([table.name for table in tables]):

@@ -44,12 +44,12 @@ _END, _FULL, _MISFIT = -1, -2, 0    # why the loop stopped; _MISFIT + the column
 U = np.uint64
 
 
-@dataclass(frozen=True, slots=True)
 class Misfit(Exception):
     """The cell in `column` is no value of the type it is read as; `cells` is its row."""
 
-    column: int
-    cells: list[bytes | None]
+    def __init__(self, column: int, cells: list[bytes | None]) -> None:
+        super().__init__(column, cells)
+        self.column, self.cells = column, cells
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from skylift.errors import SetupError, Transient
 
 RECONNECT_S = 20                   # how long a server that has been there may be away: restarted, failed over
 CONNECTION_WAIT_S = 60             # how long to wait for another thread's connection where the server grants no more
+IDLE_S = 10                        # after which a connection is looked at before it is used again
 LIMIT = "ConnectionLimit"          # code of the Transient that `connect` raises there
 
 
@@ -25,10 +26,10 @@ C = TypeVar("C", bound=Closable)
 class Pool(Generic[C]):
     """What `connect` opens. A connection that saw an error is closed, not given back."""
 
-    def __init__(self, connect: Callable[[], C]) -> None:
-        """Opens the first connection, whose error says what is wrong with the URL."""
-        self._connect = connect
-        self._idle = [connect()]
+    def __init__(self, connect: Callable[[], C], alive: Callable[[C], bool] = lambda connection: True) -> None:
+        """Opens the first connection, whose error says what is wrong with the URL. `alive`: whether an idle one can still be used."""
+        self._connect, self._alive = connect, alive
+        self._idle = [(connect(), time.monotonic())]       # with the time since when
         self._used = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -51,13 +52,19 @@ class Pool(Generic[C]):
             if self._closed:
                 raise Transient("the connection has been closed")
             self._used += 1
-            if self._idle:
-                return self._idle.pop()
         try:
+            while idle := self._pop():
+                if idle[1] > time.monotonic() - IDLE_S or self._alive(idle[0]):
+                    return idle[0]
+                idle[0].close()
             return self._open()
         except BaseException:
             self._give_back(None)
             raise
+
+    def _pop(self) -> tuple[C, float] | None:
+        with self._changed:
+            return self._idle.pop() if self._idle else None
 
     def _open(self) -> C:
         """Waits for a server that is restarted, and for another thread's connection where the server grants no more."""
@@ -70,7 +77,7 @@ class Pool(Generic[C]):
                     with self._changed:
                         self._changed.wait_for(lambda: self._idle or self._used == 1, CONNECTION_WAIT_S)
                         if self._idle:
-                            return self._idle.pop()
+                            return self._idle.pop()[0]
                 if time.monotonic() > until:
                     raise
             except SetupError as error:            # it has been reached before with the same URL
@@ -82,15 +89,14 @@ class Pool(Generic[C]):
         with self._changed:
             self._used -= 1
             if connection and not self._closed:
-                self._idle.append(connection)
+                self._idle.append((connection, time.monotonic()))
             elif connection:
                 connection.close()
             self._changed.notify_all()
 
     def _close_idle(self) -> None:
-        with self._changed:
-            while self._idle:
-                self._idle.pop().close()
+        while idle := self._pop():
+            idle[0].close()
 
     def close(self) -> None:
         self._closed = True

@@ -100,6 +100,8 @@ class _Work:
                 self._reasons[task.target] = reason
                 whole.append(task)
             elif SWEEP in (state.watermark.feed, self._watermarks[task.table.path].feed):
+                if why := _why_swept(self._watermarks[task.table.path]):
+                    self._reasons[task.target] = why
                 self._submit(self._sweep, task, state)
             else:
                 incremental.append((task, state))
@@ -172,7 +174,7 @@ class _Work:
         except (CopyError, Transient) as error:
             self.results.put(Progress(task, TableStatus.FAILED, error=error))
             return
-        self.results.put(progress)
+        self.results.put(self._explained(progress))
 
     def _sweep(self, task: CopyTask, state: TableState) -> None:
         copier, watermark = self.copier, self._watermarks[task.table.path]
@@ -277,7 +279,7 @@ class _Work:
         raise AssertionError("unreachable")
 
     def _explained(self, progress: Progress) -> Progress:
-        """With the reason for a full copy."""
+        """With the reason for not following a feed."""
         return replace(progress, reason=self._reasons.get(progress.task.target, ""))
 
     def _counted(self, progress: Progress) -> Progress:
@@ -337,6 +339,11 @@ class _LargeCopy:
             work._submit(work._large, task, self._attempt + 1)
         else:
             work.results.put(Progress(task, TableStatus.FAILED, error=error))
+
+
+def _why_swept(watermark: Watermark) -> str:
+    """Why a table is compared row by row, where its source has said so."""
+    return f"compared row by row: {watermark.incarnation}" if watermark.feed == SWEEP and watermark.incarnation else ""
 
 
 def _why_whole(copier: Copier, task: CopyTask, state: TableState | None, watermark: Watermark) -> str | CopyError:

@@ -28,8 +28,8 @@ class MySqlLab(Lab):
         "double": "DOUBLE",
     }
 
-    def __init__(self, folder: Path) -> None:
-        server = make_url(servers.mariadb())
+    def __init__(self, folder: Path, server_url: str = "") -> None:
+        server = make_url(server_url or servers.mariadb())
         self._url = server.set(database=f"lab_{uuid4().hex[:16]}")
         with closing(connect(server)) as connection:       # a collation in which texts are equal only if they are the same
             connection.cursor().execute(f"create database {self._url.database} character set utf8mb4 collate {exact_collation()}")
