@@ -33,7 +33,7 @@ _PARAMETERS = {"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "2
 # Whatever the server, database or role prefers: values are spelt one way, waiting for locks ends, work does not.
 _SETTINGS = """set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'iso_8601'; set bytea_output = 'hex';
 set extra_float_digits = 1; set lock_timeout = '30s'; set statement_timeout = 0; set search_path = public;
-set idle_in_transaction_session_timeout = 0"""
+set idle_in_transaction_session_timeout = 0; set client_min_messages = warning"""
 
 # What a column moves as between databases of different kinds: by its type as format_type() spells it, without the modifier.
 # Everything else (json, arrays, intervals, enums, ranges, network addresses, numeric without precision ...) moves as the
