@@ -30,10 +30,11 @@ CONNECTION_WAIT_S = 60             # how long to wait for another thread's conne
 # A peer that is gone without a word is found out within about a minute, whether skylift reads or writes.
 _PARAMETERS = {"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "20", "keepalives_interval": "10", "keepalives_count": "4",
                "tcp_user_timeout": "60000", "application_name": "skylift", "client_encoding": "UTF8"}
-# Whatever the server, database or role prefers: values are spelt one way, waiting for locks ends, work does not.
+# Whatever the server, database or role prefers: values are spelt one way, waiting for locks ends, work does not, and policies that
+# would hide rows are an error.
 _SETTINGS = """set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'iso_8601'; set bytea_output = 'hex';
 set extra_float_digits = 1; set lock_timeout = '30s'; set statement_timeout = 0; set search_path = public;
-set idle_in_transaction_session_timeout = 0; set client_min_messages = warning"""
+set idle_in_transaction_session_timeout = 0; set client_min_messages = warning; set row_security = off"""
 
 # What a column moves as between databases of different kinds: by its type as format_type() spells it, without the modifier.
 # Everything else (json, arrays, intervals, enums, ranges, network addresses, numeric without precision ...) moves as the

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pyarrow as pa
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from skylift.connectors import SWEEP, Batches, Changes
 from skylift.connectors.postgres_catalog import Facts
@@ -72,10 +73,10 @@ class Feeds:
         with self._lock, source.connection() as connection:
             facts = source.refresh(connection, tables)
             [(self._database, writable)] = connection.execute("""
-                select (select system_identifier from pg_control_system()) || '-' || oid, not pg_is_in_recovery() and
-                    (has_database_privilege(oid, 'create') or exists (select from pg_namespace
-                        where nspname = '_skylift' and has_schema_privilege(pg_namespace.oid, 'create')))
-                from pg_database where datname = current_database()""").fetchall()
+                select (select system_identifier from pg_control_system()) || '-' || d.oid,
+                    not pg_is_in_recovery() and current_setting('default_transaction_read_only') = 'off' and
+                    coalesce(has_schema_privilege(n.oid, 'create, usage'), has_database_privilege(d.oid, 'create'))
+                from pg_database d left join pg_namespace n on nspname = '_skylift' where datname = current_database()""").fetchall()
             fed = [f for f in facts.values() if f.owned and f.permanent and f.local]
             feeds = self._install(connection, fed, consumer) if fed and writable and self._allowed else {}
             snapshot = self._snapshot(tables, facts, feeds)
@@ -93,8 +94,19 @@ class Feeds:
         return {table.path: self._watermark(self._tracked[table.path]) for table in tables}
 
     def _install(self, connection: psycopg.Connection, fed: Sequence[Facts], consumer: str) -> dict[int, tuple[str, str]]:
-        """Feed and generation of the tables that can have one, by object id."""
-        connection.execute(f"select pg_advisory_lock({LOCK}); {_SCHEMA}")
+        """Feed and generation of the tables that can have one, by object id; none where somebody else's `_skylift` stands."""
+        connection.execute(f"select pg_advisory_lock({LOCK})")
+        try:
+            connection.execute(_SCHEMA)
+            return self._feeds(connection, fed, consumer)
+        except psycopg.errors.InsufficientPrivilege:
+            connection.execute("rollback")
+            return {}
+        finally:
+            if connection.info.transaction_status == TransactionStatus.IDLE:    # otherwise the connection is closed
+                connection.execute(f"select pg_advisory_unlock({LOCK})")
+
+    def _feeds(self, connection: psycopg.Connection, fed: Sequence[Facts], consumer: str) -> dict[int, tuple[str, str]]:
         known = {oid: (feed, generation) for oid, feed, generation in connection.execute(
             "select oid, feed, generation from _skylift.consumers where consumer = %s", (consumer,))}
         # A table keeps the feed that it has: another one would mean to copy it whole.
@@ -104,7 +116,6 @@ class Feeds:
         if "change_log" in self._allowed:
             logged = self._log.install(connection, [f for f in fed if f.oid not in feeds])
             feeds |= {oid: ("change_log", generation) for oid, generation in logged.items()}
-        connection.execute(f"select pg_advisory_unlock({LOCK})")
         return {oid: feed for oid, feed in feeds.items() if feed[1]}
 
     def _snapshot(self, tables: Sequence[Table], facts: Mapping[str, Facts], feeds: Mapping[int, tuple[str, str]]) -> Snapshot:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 WAIT = "2s"                        # for writers of a table, before its triggers are made; applications wait behind that
 _SCHEMA = """
-create table if not exists _skylift.tables (oid int8 primary key, generation text not null, triggers text not null);
-create table if not exists _skylift.log (t int8 not null, x int8 not null, k text[]);
-create index if not exists log_t_x on _skylift.log (t, x);
+create table _skylift.tables (oid int8 primary key, generation text not null, triggers text not null);
+create table _skylift.log (t int8 not null, x int8 not null, k text[]);
+create index log_t_x on _skylift.log (t, x)
 """
 _NOW = "pg_current_xact_id()::text::int8"
 # The triggers of tables and of their partitions as they stand, as one text a table.
@@ -52,7 +52,8 @@ class ChangeLog:
         """The generation of each table's log, by object id; a table that cannot be logged now is not among them."""
         if not tables:
             return {}
-        connection.execute(_SCHEMA)
+        if not _is_there(connection):              # `if not exists` would wait for everybody who writes a logged table
+            connection.execute(_SCHEMA)
         known = {oid: (generation, triggers) for oid, generation, triggers in
                  connection.execute("select oid, generation, triggers from _skylift.tables")}
         standing = self._standing(connection, tables)
@@ -95,7 +96,7 @@ class ChangeLog:
         return None if None in found else found
 
     def prune(self, connection: psycopg.Connection) -> None:
-        if connection.execute("select to_regclass('_skylift.log')::oid").fetchall()[0][0]:
+        if _is_there(connection):
             connection.execute("""
                 delete from _skylift.log using (select oid, min(position) as position from _skylift.consumers group by oid) c
                 where t = c.oid and x < c.position""")
@@ -110,6 +111,10 @@ class ChangeLog:
             except psycopg.errors.LockNotAvailable:
                 connection.execute("rollback")
                 raise Transient(f"a trigger of {name} cannot be dropped: its table is in use", hint="try again when it is not") from None
+
+
+def _is_there(connection: psycopg.Connection) -> bool:
+    return connection.execute("select to_regclass('_skylift.log') is not null").fetchall()[0][0]
 
 
 def _definition(facts: Facts) -> str:
@@ -169,5 +174,6 @@ def _by_row(facts: Facts) -> str:
 
 
 def _key(facts: Facts, row: str) -> str:
-    """As the types' output functions write it, which a cast to text does not always do (boolean, character)."""
-    return f"array[{', '.join(f'concat({row}.{quote(name)})' for name, _ in facts.key)}]::text[]"
+    """As the types' output functions write it, which a cast to text does not always do (boolean, character); compared byte by byte."""
+    texts = [f'concat({row}.{quote(name)}) collate "C"' for name, _ in facts.key]
+    return f"array[{', '.join(texts)}]::text[]"

@@ -143,7 +143,10 @@ class Slot:
     # -------------------------------------------------------------- what was touched
 
     def told(self, snapshot: Snapshot) -> Told:
-        """What the slot holds of transactions that the snapshot sees; read once for each snapshot."""
+        """What the slot holds of all transactions that the snapshot sees, perhaps of some more; read once for each snapshot.
+
+        It does no harm to hear of more: their keys are read as the snapshot sees them, and once more when their turn has come.
+        """
         with self._lock:
             if self._told is None or self._told.snapshot is not snapshot:
                 told = Told(snapshot, {facts.oid: [name for name, _ in facts.key] for facts in self._source.known()})
@@ -176,7 +179,6 @@ class Told:
         self._ends: list[tuple[int, str]] = []     # transactions in the order of their commits, and the place after each
         self._columns: dict[int, list[int]] = {}   # places of the key's columns
         self._transaction = 0
-        self._seen = False
 
     def touched(self, positions: Mapping[int, int]) -> set[int]:
         if self.untellable:
@@ -208,11 +210,10 @@ class Told:
     def take(self, message: bytes) -> None:
         kind = message[0:1]
         if kind in b"IUD":
-            if self._seen:
-                self._touch(struct.unpack_from(">I", message, 1)[0], message)
+            self._touch(struct.unpack_from(">I", message, 1)[0], message)
         elif kind == b"B":
             [transaction] = struct.unpack_from(">I", message, 17)
-            self._transaction, self._seen = self.snapshot.number(transaction), self.snapshot.sees(transaction)
+            self._transaction = self.snapshot.number(transaction)
         elif kind == b"C":
             high, low = struct.unpack_from(">II", message, 10)
             self._ends.append((self._transaction, f"{high:X}/{low:X}"))

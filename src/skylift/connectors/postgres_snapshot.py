@@ -24,21 +24,16 @@ class Snapshot:
         self._connection = connect(url)
         with told(url):
             self._connection.execute("begin isolation level repeatable read, read only")
-            [(self.id, first, end, running)] = self._connection.execute("""
-                select pg_export_snapshot(), pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8,
-                    array(select x::text::int8 from pg_snapshot_xip(s) x) from pg_current_snapshot() s""").fetchall()
+            [(self.id, self.position, self._end)] = self._connection.execute("""
+                select pg_export_snapshot(), pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8
+                from pg_current_snapshot() s""").fetchall()
             # Taken afterwards: what the snapshot sees was written before this place in the write-ahead log.
             [(self.lsn,)] = self._connection.execute(
                 "select case when not pg_is_in_recovery() then pg_current_wal_insert_lsn()::text end").fetchall()
-        self.position, self._end, self._running = int(first), int(end), frozenset(running)
         self.token = secrets.token_hex(8)
 
-    def sees(self, transaction: int) -> bool:
-        """Is the transaction with these lower 32 bits of a number in the picture? It is known to be one of the last two billion."""
-        return self.number(transaction) < self._end and self.number(transaction) not in self._running
-
     def number(self, transaction: int) -> int:
-        """All bits of its number: the one that lies nearest."""
+        """The number whose lower 32 bits these are: the one that lies nearest."""
         return self._end + (transaction - self._end + 2**31) % 2**32 - 2**31
 
     def join(self, connection: psycopg.Connection) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 from sqlalchemy.engine import URL
 
@@ -31,6 +32,7 @@ FEEDS = {"": ("slot", "change_log"), "triggers": ("change_log",), "none": ()}   
 COUNTED_PAGES = 2_000              # a table up to this large is counted where statistics are missing, a larger one sampled
 SAMPLED_PAGES = 40                 # of a chunk, and
 SAMPLED_ROWS = 200                 # rows of a chunk: sampled to find where it ends
+_LOSSES = {"decimal": ("nan", "{c} = 'NaN'"), "time": ("infinity", "not isfinite({c})"), "": None}
 _WHOLE = re.compile(r"smallint|integer|bigint")
 
 
@@ -155,14 +157,26 @@ class PostgresSource:
 
     def batches(self, connection: psycopg.Connection, table: Table, tail: str) -> Batches:
         """The rows of `select ... <tail>`, all values in it quoted, in the table's format."""
-        columns = [selected(f.name, declared) if table.format == ARROW else quote(f.name)
-                   for f, declared in zip(table.schema, table.source_types, strict=True)]
-        blocks = copy_out(connection, f"select {', '.join(columns)} {tail}")
+        columns = dict(zip(table.schema.names, map(quote, table.schema.names), strict=True))
         with told(self.url, table.path):
-            if table.format != ARROW:
-                yield from blocks
-            else:
-                yield from map(Decoder(table).decode, blocks)
+            if table.format != ARROW:              # the other PostgreSQL holds whatever this one does
+                yield from copy_out(connection, f"select {', '.join(columns.values())} {tail}")
+                return
+            columns = {name: selected(name, declared) for name, declared in zip(columns, table.source_types, strict=True)}
+            lost = {f.name: loss for f in table.schema if f.name not in table.key and (loss := self._accepted(f.type))}
+            if lost:
+                counts = ", ".join(f"count(*) filter (where {misfit.format(c=columns[name])})" for name, (_, misfit) in lost.items())
+                for (name, (kind, _)), count in zip(lost.items(), self.row(connection, f"select {counts} {tail}"), strict=True):
+                    if count:
+                        self.losses.count(kind, table.path, name, count)
+            for name, (_, misfit) in lost.items():
+                columns[name] = f"case when not ({misfit.format(c=columns[name])}) then {columns[name]} end"
+            yield from map(Decoder(table).decode, copy_out(connection, f"select {', '.join(columns.values())} {tail}"))
+
+    def _accepted(self, kind: pa.DataType) -> tuple[str, str] | None:
+        """Of values that the type has in PostgreSQL and not in Arrow: the loss that is accepted, and what tells them."""
+        loss = _LOSSES["decimal" if pa.types.is_decimal(kind) else "time" if pa.types.is_date(kind) or pa.types.is_timestamp(kind) else ""]
+        return loss if loss and loss[0] in self.losses.accepted else None
 
     # -------------------------------------------------------------- changes
 
