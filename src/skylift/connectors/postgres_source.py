@@ -62,6 +62,9 @@ class PostgresSource:
 
     # -------------------------------------------------------------- catalogue
 
+    def notes(self) -> list[str]:
+        return []
+
     def tables(self) -> list[Table]:
         with told(self.url), self._connections.connection() as connection:
             found = read_catalogue(connection)
