@@ -72,8 +72,7 @@ class FakeSqlServer:
         simple = {
             r"set |begin transaction|commit transaction": None,
             r"select @@error": [(262,)],
-            r"select cast\(serverproperty": [(self.product, 3)],
-            r"select cast\(compatibility_level": [(self.compatibility,)],
+            r"select cast\(serverproperty": [(self.product, 3, self.compatibility)],
             r"select snapshot_isolation_state": [(1,)],
             r"select cast\(recovery_fork_guid": [(self.fork,)],
             r"select convert\(varchar": [("identity",)],

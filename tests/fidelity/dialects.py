@@ -66,6 +66,9 @@ _DUCKDB = Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::varch
                        "datetime with offset": "({v} at time zone 'UTC')::varchar"})
 TARGETS: dict[str, Dialect] = {
     **dict.fromkeys(("delta", "duckdb", "parquet"), _DUCKDB),      # the files of a lake are read by DuckDB
+    "sqlserver": Dialect({}, {**dict.fromkeys(("date", "datetime", "time"), "convert(varchar(40), {v}, 126)"),
+                              **dict.fromkeys(_NUMBERS, "cast({v} as varchar(60))"), "guid": "cast({v} as varchar(36))",
+                              "datetime with offset": "convert(varchar(40), {v}, 121)"}),
     "postgres": Dialect({}, {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid", "json"), "{v}::text"),
                              "datetime with offset": "({v} at time zone 'UTC')::text", "float32": "{v}::float8"}),
 }

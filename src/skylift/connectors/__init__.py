@@ -172,7 +172,7 @@ class Target(Protocol):
 _SOURCES = {"sqlite": "skylift.connectors.sqlite", "mysql": "skylift.connectors.mysql", "mariadb": "skylift.connectors.mysql",
             "postgresql": "skylift.connectors.postgres_source", "mssql": "skylift.connectors.sqlserver_source"}
 _TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake", "delta": "skylift.connectors.lake",
-            "postgresql": "skylift.connectors.postgres_target"}
+            "postgresql": "skylift.connectors.postgres_target", "mssql": "skylift.connectors.sqlserver_target"}
 
 
 def open_source(url: str, losses: Losses | None = None) -> Source:

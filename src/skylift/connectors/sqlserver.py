@@ -80,6 +80,14 @@ class Server:
         return 99 if self.azure else self.version[0]
 
 
+class ServerError(CopyError):
+    """What the server said about this table, with its number."""
+
+    def __init__(self, message: str, *, number: int, hint: str = "", code: str = "") -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.number = number
+
+
 class Session:
     """One connection in autocommit mode, for one statement at a time."""
 
@@ -136,6 +144,10 @@ class Session:
         except (mssql_python.Error, RuntimeError):
             return -1
 
+    def core_context(self) -> dict[str, Any]:
+        """How the driver's bulk copy logs in where this session has; with fresh tokens, where it needs some."""
+        return self._connection.cursor()._build_pycore_context()
+
     def close(self) -> None:
         with suppress(mssql_python.Error, RuntimeError):
             self._connection.close()
@@ -147,11 +159,11 @@ def look(session: Session, url: URL) -> Server:
     `check_version=no` in the URL stands for another server that speaks TDS, and is not checked.
     """
     genuine = url.query.get("check_version") != "no"
-    [(text, edition)] = session.run(
-        "select cast(serverproperty('ProductVersion') as nvarchar(128)), cast(serverproperty('EngineEdition') as int)")
+    [(text, edition, level)] = session.run(
+        "select cast(serverproperty('ProductVersion') as nvarchar(128)), cast(serverproperty('EngineEdition') as int), "
+        "cast(compatibility_level as int) from sys.databases where name = db_name()")
     version = tuple(int(part) for part in re.findall(r"\d+", text or "")[:3]) or (0,)
     azure = edition in (5, 6, 8, 9, 11, 12)
-    [(level,)] = session.run("select cast(compatibility_level as int) from sys.databases where name = db_name()")
     if genuine and level < OLDEST_LEVEL:
         raise SetupError(f"{where(url)}: its compatibility level is {level}; {OLDEST_LEVEL} is the lowest that can be used", code="50001",
                          hint=f"alter database {quote(str(url.database))} set compatibility_level = {OLDEST_LEVEL}")
@@ -204,11 +216,11 @@ def explained(url: URL, text: str, number: int, table: str = "") -> SkyliftError
     if number in _TARGET_CLOSED:
         return TargetFailed(f"{where(url)}: {text}", hint="bring the database online for writing, then run again: what has arrived stays")
     if number in _DENIED:
-        return CopyError(f"{place}: user '{url.username or ''}' lacks a right: {text}", code=str(number),
-                         hint="skylift grants prints the script that grants every right that is needed")
+        return ServerError(f"{place}: user '{url.username or ''}' lacks a right: {text}", number=number, code=str(number),
+                           hint="grant it, then run again")
     if number in _VALUE:
         return ValueRefused(f"{place}: {text}", hint="correct the row at the source")
-    return CopyError(f"{place}: {text}")
+    return ServerError(f"{place}: {text}", number=number)
 
 
 def _clean(text: str) -> str:

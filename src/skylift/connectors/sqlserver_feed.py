@@ -73,7 +73,8 @@ class Feeds:
             rows = session.run(_RETENTION) if self._source.server.genuine else []
         if not rows:
             return ["50020: change tracking is off in the source database, so changes are found by rowversion columns, else by comparing "
-                    "whole tables (skylift grants prints how to switch it on)"]
+                    "whole tables (alter database .. set change_tracking = on (change_retention = 3 days), and alter table .. enable "
+                    "change_tracking)"]
         clean, days = rows[0]
         if clean and days < RETENTION_DAYS:
             return [f"50020: change tracking keeps only {float(days):.2g} days of changes, {RETENTION_DAYS} are advised; what is not "

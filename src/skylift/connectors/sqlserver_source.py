@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, Changes
@@ -22,31 +21,22 @@ from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, full_name, look, source_name
 from skylift.connectors.sqlserver_feed import Feeds
-from skylift.connectors.sqlserver_rows import SurrogateCheck, cast, refuse_fine
+from skylift.connectors.sqlserver_rows import Checks, key_types, read_rows
 from skylift.connectors.sqlserver_types import (
     REFUSED,
     compared,
     field_of,
-    is_long,
     may_be_fine,
-    read,
-    read_short,
     refusal,
     spelt,
-    too_fine,
-    too_long,
     written,
-    written_value,
 )
 from skylift.errors import CopyError, ValueRefused
 from skylift.losses import Losses
 from skylift.model import KeyRange, Table, Watermark
 
-BATCH_ROWS = 8_192                # what the driver makes of a result at a time (libraries.md §1)
-BATCH_BYTES = 8 * 2**20           # Arrow bytes of one batch
 SAMPLED_ROWS = 1_000              # of a table are looked at to see whether a column has steps of 100 ns
 COUNTED_ROWS = 5_000_000          # a larger table is cut by the keys of a sample of its pages, not of all its rows
-PARAMETERS = 2_000                # of a statement; the server takes 2,100
 QUESTIONS = 100                   # small questions about as many tables travel in one statement
 
 
@@ -142,7 +132,7 @@ class SqlServerSource:
                 raise ValueRefused(f"{table.path}.{field.name}: a column of type {declared} does not move: {refusal(declared)}",
                                    hint="convert it to another type at the source, or copy a table without it")
         if facts.refused:
-            raise CopyError(f"{table.path}: {facts.refused}", hint="skylift grants prints the script that grants what is needed")
+            raise CopyError(f"{table.path}: {facts.refused}", hint="grant what is missing, or leave the table out")
         rows, size_bytes = self._all_sizes().get(facts.object_id) or self._counted(table)
         self._row_bytes[table.path] = size_bytes // max(rows, 1) + 1
         return replace(table, rows=rows, size_bytes=size_bytes)
@@ -174,7 +164,7 @@ class SqlServerSource:
         if not table.key or not table.rows or table.rows <= per_chunk:
             return [KeyRange()]
         chunks = -(-table.rows // per_chunk)
-        types = self._key_types(table)
+        types = key_types(table)
         keys = ", ".join(map(quote, table.key))
         values = ", ".join(written(column, declared) for column, declared in zip(table.key, types, strict=True))
         sample = f" tablesample ({min(100.0, 100 * COUNTED_ROWS / table.rows):.6f} percent)" if table.rows > 2 * COUNTED_ROWS else ""
@@ -185,9 +175,6 @@ class SqlServerSource:
             bounds = session.run(f"select {values} from ({numbered}) as s where i > 0 and i * {chunks} / n <> (i - 1) * {chunks} / n "
                                  "order by i", table=table.path)
         return [KeyRange(lo, hi) for lo, hi in zip([None, *bounds], [*bounds, None], strict=True)]
-
-    def _key_types(self, table: Table) -> list[str]:
-        return [table.source_types[table.schema.get_field_index(column)] for column in table.key]
 
     # -------------------------------------------------------------- rows
 
@@ -212,81 +199,16 @@ class SqlServerSource:
                 session.run(self._isolation())
 
     def read_sql(self, session: Session, table: Table, tail: str, params: Sequence[Any] = (), keyed: bool = False) -> Batches:
-        """The rows of `select .. <tail>`: those without a long value in bulk, then the others, as many at a time as fit a batch.
-
-        A long value makes the driver fetch its whole row column by column, so it is kept out of the bulk. With `keyed` the key
-        columns follow once more, from columns named _skylift_k0 and so on, which are there where the row is not.
-        """
-        wanted = _with_keys(table) if keyed else table
-        parts = list(zip(wanted.schema, wanted.source_types, strict=True))
-        fine = [(field.name, condition) for field, declared in parts if (condition := too_fine(field, declared))]
-        long = [(field, declared) for field, declared in parts if is_long(declared)]
-        # After the columns: for each one that may be too fine whether it is; for the long ones together how long they are, 0 if short.
-        marks = [f"case when {condition} then 1 else 0 end" for _, condition in fine]
-        if long:
-            length = "+".join(f"cast(coalesce(datalength({read(*part)}),0) as bigint)" for part in long)
-            marks.append(f"case when {' or '.join(too_long(*part) for part in long)} then {length} else 0 end")
-        select = ", ".join([*(read_short(field, declared) for field, declared in parts), *marks])
-        check = SurrogateCheck(self, table, tail, params)
-        sizes: list[int] = []
-        keys: list[pa.RecordBatch] = []
-        for batch in session.batches(f"select {select} {tail}", params, self._batch_rows(table), table.path):
-            flags = batch.columns[len(parts):]
-            batch = batch.select(list(range(len(parts))))
-            for (name, _), flag in zip(fine, flags, strict=False):
-                if count := pc.sum(flag).as_py():
-                    refuse_fine(self, table, name, count)
-            if long and pc.max(flags[-1]).as_py():
-                wide = pc.greater(flags[-1], 0)
-                sizes += pc.filter(flags[-1], wide).to_pylist()
-                keys.append(cast(batch.filter(wide), wanted).select(list(table.key)))
-                batch = batch.filter(pc.invert(wide))
-            yield check.passed(cast(batch, wanted))
-        if sizes:
-            for batch in self._read_long(session, table, tail, params, sizes, keys):
-                own_keys = [batch.column(key) for key in table.key] if keyed else []
-                yield pa.RecordBatch.from_arrays([*batch.columns, *own_keys], schema=wanted.schema)
-
-    def _read_long(self, session: Session, table: Table, tail: str, params: Sequence[Any], sizes: list[int],
-                   keys: list[pa.RecordBatch]) -> Batches:
-        """The rows with a long value, by their keys; of a table without a key, by that very condition."""
-        parts = list(zip(table.schema, table.source_types, strict=True))
-        select = "select " + ", ".join(read(field, declared) for field, declared in parts)
-        if not table.key:
-            condition = " or ".join(too_long(*part) for part in parts if is_long(part[1]))
-            statements: Iterator[tuple[str, list[Any], int]] = iter(
-                [(f"{tail} and ({condition})", list(params), max(1, BATCH_BYTES // max(sizes)))])
-        else:
-            rows_of = (zip(*batch.columns, strict=True) for batch in keys)
-            statements = self._by_keys(table, sizes, [tuple(map(written_value, row)) for rows in rows_of for row in rows])
-        for statement, values, rows in statements:
-            check = SurrogateCheck(self, table, statement, values)
-            for batch in session.batches(f"{select} {statement}", values, rows, table.path):
-                yield check.passed(cast(batch, table))
-
-    def _by_keys(self, table: Table, sizes: list[int], keys: list[tuple]) -> Iterator[tuple[str, list[Any], int]]:
-        """Statements that read these rows, each as many as fit a batch: (tail, parameters, rows)."""
-        one = " and ".join(f"r.{quote(column)} = {compared(declared)}" for column, declared in
-                           zip(table.key, self._key_types(table), strict=True))
-        begin = 0
-        while begin < len(keys):
-            end, size = begin + 1, sizes[begin]
-            while end < len(keys) and size + sizes[end] <= BATCH_BYTES and (end - begin + 1) * len(table.key) <= PARAMETERS:
-                size += sizes[end]
-                end += 1
-            tail = f"from {source_name(table)} as r where " + " or ".join([f"({one})"] * (end - begin))
-            yield tail, [value for key in keys[begin:end] for value in key], end - begin
-            begin = end
-
-    def _batch_rows(self, table: Table) -> int:
-        return max(1, min(BATCH_ROWS, BATCH_BYTES // self._row_bytes.get(table.path, 1024)))
+        """The rows of `select .. <tail>`; with `keyed` the key columns once more (sqlserver_rows.py)."""
+        row_bytes = self._row_bytes.get(table.path, 1024)
+        return read_rows(session, table, source_name(table), tail, params, row_bytes, keyed, Checks(self, table))
 
     def _range(self, table: Table, keys: KeyRange) -> tuple[str, list[Any]]:
         """`lo <= key < hi` in the server's own order, one column at a time: T-SQL compares no row values."""
         conditions, params = ["1 = 1"], []
         for bound, outer, inner, last in ((keys.lo, ">=", ">", ">="), (keys.hi, "<=", "<", "<")):
             if bound is not None:
-                condition, values = _compare(list(zip(table.key, self._key_types(table), bound, strict=True)), outer, inner, last)
+                condition, values = _compare(list(zip(table.key, key_types(table), bound, strict=True)), outer, inner, last)
                 conditions.append(condition)
                 params += values
         return " and ".join(conditions), params
@@ -403,10 +325,3 @@ def _compare(parts: list[tuple[str, str, Any]], outer: str, inner: str, last: st
         return f"{name} {last} {mark}", [value]
     condition, values = _compare(rest, outer, inner, last)
     return f"({name} {outer} {mark} and ({name} {inner} {mark} or ({name} = {mark} and {condition})))", [value, value, value, *values]
-
-
-def _with_keys(table: Table) -> Table:
-    keys = [table.schema.get_field_index(column) for column in table.key]
-    fields = [pa.field(f"_skylift_k{i}", table.schema.field(key).type) for i, key in enumerate(keys)]
-    return replace(table, schema=pa.schema([*table.schema, *fields]),
-                   source_types=(*table.source_types, *(table.source_types[key] for key in keys)))

@@ -93,6 +93,8 @@ def read(field: pa.Field, declared: str) -> str:
     column = quote(field.name)
     if declared in _LONG:
         return _LONG[declared].format(column)
+    if pa.types.is_timestamp(field.type) and field.type.tz:     # in a target; a source's offsets move as text
+        return column
     if field.type == pa.timestamp("ns"):            # the driver would cut it to microseconds
         return f"datediff_big(nanosecond, cast('19700101' as datetime2(7)), {column})"
     return _READ.get(base(declared), "{}").format(column)

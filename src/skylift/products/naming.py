@@ -108,12 +108,13 @@ def target_name(company: str, table_name: str, max_name_bytes: int) -> TargetNam
 def refuse_collisions(names: Iterable[tuple[TargetName, str]]) -> None:
     """Raises SetupError naming both if two sources go to one target name; `names`: (target name, what goes there).
 
-    Case does not count: DuckDB takes `ITEM` and `Item` for one table. `main` is DuckDB's default schema, `public` PostgreSQL's.
+    Case does not count: DuckDB takes `ITEM` and `Item` for one table. `main` is DuckDB's default schema, `public` PostgreSQL's,
+    `dbo` SQL Server's.
     """
     seen: dict[tuple[str, str], str] = {}
     for name, origin in names:
         schema = name.schema.casefold()
-        key = ("" if schema in ("main", "public") else schema, name.table.casefold())
+        key = ("" if schema in ("main", "public", "dbo") else schema, name.table.casefold())
         if key in seen:
             raise SetupError(f"'{seen[key]}' and '{origin}' would both become '{name}' in the target",
                              hint="rename one of them in the source", code="NameCollision")

@@ -105,9 +105,10 @@ from tests.connectors.labs.parquet import ParquetLab  # noqa: E402
 from tests.connectors.labs.postgres import PostgresLab, PostgresTargetLab, PostgresTriggersLab  # noqa: E402
 from tests.connectors.labs.s3 import DeltaS3Lab, ParquetS3Lab  # noqa: E402
 from tests.connectors.labs.sqlite import SqliteLab  # noqa: E402
-from tests.connectors.labs.sqlserver import SqlServerLab  # noqa: E402
+from tests.connectors.labs.sqlserver import SqlServerLab, SqlServerTargetLab  # noqa: E402
 
 SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab, "mysql": MySqlLab, "postgres": PostgresLab, "sqlserver": SqlServerLab}
 OTHER_FEEDS: dict[str, Callable[[Path], Any]] = {"postgres by triggers": PostgresTriggersLab}     # of databases that have several
-TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "delta": DeltaLab, "postgres": PostgresTargetLab}
+TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "delta": DeltaLab, "postgres": PostgresTargetLab,
+                                             "sqlserver": SqlServerTargetLab}
 OTHER_PLACES: dict[str, Callable[[Path], Any]] = {"parquet_s3": ParquetS3Lab, "delta_s3": DeltaS3Lab}     # of targets, for one source

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -57,8 +59,10 @@ class SqlServerLab(Lab):
         """By the collation of the database, which pads with blanks to compare."""
         return text.rstrip(" ").casefold()
 
-    def __init__(self, folder: Path | None = None, role: str = "source") -> None:
-        self.address = _empty_database(role)
+    role = "source"
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.address = _empty_database(self.role)
         self.url = self.address.render_as_string(hide_password=False)
 
     def connect(self, autocommit: bool = False) -> Any:
@@ -123,6 +127,10 @@ class SqlServerLab(Lab):
             connection.close()
 
 
+class SqlServerTargetLab(SqlServerLab):
+    role = "target"
+
+
 def _without_nulls(sql: str, row: tuple) -> str:
     """A parameter that is None has no type, and columns of some types take none of another: written into the statement."""
     pieces = sql.split("?")
@@ -140,7 +148,15 @@ def _database(role: str) -> URL:
     cursor.execute(f"drop database if exists {name}")
     cursor.execute(f"create database {name}")
     connection.close()
+    atexit.register(_drop, server, name)
     return server.set(database=name)
+
+
+def _drop(server: URL, name: str) -> None:
+    with suppress(Exception):                      # somebody may still be connected
+        connection = mssql_python.connect("", autocommit=True, **driver_keywords(server))
+        connection.cursor().execute(f"drop database {name}")
+        connection.close()
 
 
 def _empty_database(role: str) -> URL:
