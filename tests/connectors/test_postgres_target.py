@@ -455,9 +455,9 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_the_next_run_finishes(sour
         with pytest.raises(TargetFailed, match="No space left on device"):
             run(source, target, "c1", chunk_rows=1000)
 
-        assert target.rows("small") == source.rows("small")
-        with psycopg.connect(target.server, autocommit=True) as server:
+        with psycopg.connect(target.server, autocommit=True) as server:     # a full disk may not even let the judge in
             server.execute(f"alter database {database} set tablespace pg_default")
+        assert target.rows("small") == source.rows("small")
         assert successful(run(source, target, "c1", chunk_rows=1000)) == {"big": "full", "small": "unchanged"}
         assert target.rows("big") == source.rows("big")
     finally:
