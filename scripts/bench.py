@@ -165,10 +165,10 @@ def run(source: str, target: str, every: bool = False, verify: bool = True) -> l
     from skylift.engine.pool import copy_tables
     from skylift.model import CopyTask, TargetName
     from skylift.runs import TableStatus
-    with opened(f"sqlite:///{source}", f"duckdb:///{target}") as (reader, writer):
+    with opened(f"sqlite:///{source}", f"duckdb:///{target}") as (reader, open_target):
         tables = [table for table in reader.tables() if every or table.name.endswith(f"${ENTRIES}")]
         tasks = [CopyTask("", table.name, table, TargetName("", table.name)) for table in tables]
-        progress = list(copy_tables(tasks, reader, writer, copy_id=uuid.uuid4().hex, consumer="bench", workers=2, verify=verify))
+        progress = list(copy_tables(tasks, reader, open_target(), copy_id=uuid.uuid4().hex, consumer="bench", workers=2, verify=verify))
     assert all(p.status is not TableStatus.FAILED for p in progress), [p.error for p in progress]
     return progress
 

@@ -257,10 +257,11 @@ def copy(source: str, target: str, options: dict) -> dict:
     from skylift.model import CopyTask, TargetName
     from skylift.runs import TableStatus
     begun = time.perf_counter()
-    with opened(source, target) as (reader, writer):
+    with opened(source, target) as (reader, open_target):
         tables = [table for table in reader.tables() if options["every"] or table.name == TABLE]
         tasks = [CopyTask("", table.name, table, TargetName("", table.name)) for table in tables]
-        progress = list(copy_tables(tasks, reader, writer, copy_id=uuid.uuid4().hex, consumer="bench", workers=2, verify=options["verify"]))
+        progress = list(copy_tables(tasks, reader, open_target(), copy_id=uuid.uuid4().hex, consumer="bench", workers=2,
+                                    verify=options["verify"]))
     assert all(p.status is not TableStatus.FAILED for p in progress), [p.error for p in progress if p.error]
     return {"seconds": time.perf_counter() - begun, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from skylift.connectors import sqlserver_url
-from skylift.errors import SetupError, SkyliftError
+from skylift.errors import SetupError
 from skylift.losses import Losses
 from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 
@@ -192,19 +192,20 @@ def open_target(url: str, losses: Losses | None = None) -> Target:
 
 
 @contextmanager
-def opened(source_url: str, target_url: str, losses: Losses | None = None) -> Iterator[tuple[Source, Target]]:
-    """Both sides, opened at the same time, and closed when the block ends. Raises what `open_source` and `open_target` raise."""
+def opened(source_url: str, target_url: str, losses: Losses | None = None) -> Iterator[tuple[Source, Callable[[], Target]]]:
+    """The source, and the target once it is asked for: it opens while the source's catalogue is read. Both are closed when the block ends.
+
+    Raises what `open_source` raises; asking for the target raises what `open_target` raises.
+    """
     losses = losses or Losses()
     with ThreadPoolExecutor(1, "open-target") as pool:
         opening = pool.submit(open_target, target_url, losses)
         try:
-            source = open_source(source_url, losses)
-        except BaseException:
-            with suppress(SkyliftError):
+            with closing(open_source(source_url, losses)) as source:
+                yield source, opening.result
+        finally:
+            if opening.exception() is None:
                 opening.result().close()
-            raise
-    with closing(source), closing(opening.result()) as target:
-        yield source, target
 
 
 def parse_url(url: str) -> URL:

@@ -91,10 +91,11 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
         row = get_migration(connection)
     product = find_product(row["product_id"])
     sides = opened(service.box.open(row["source_url"]), service.box.open(row["target_url"]), Losses(service.settings.accept))
-    with sides as (source, target):
+    with sides as (source, open_target):
         with service.store.read() as connection:
             mappings = all_mappings(connection)
         found = product.discover(source)
+        target = open_target()
         whole = plan(found, mappings, source.tables, target.max_name_bytes)
         with service.verb() as verb:
             check(verb.connection)

@@ -47,7 +47,9 @@ def compare(service: Service, stop: Callable[[], bool] = lambda: False) -> Itera
     if not row["source_url"]:
         raise StateError("no source is connected yet", hint="connect one first: skylift setup --product P --source URL", code="NotSetUp")
     sides = opened(service.box.open(row["source_url"]), service.box.open(row["target_url"]), Losses(service.settings.accept))
-    with sides as (source, target):
-        whole = plan(find_product(row["product_id"]).discover(source), mappings, source.tables, target.max_name_bytes)
+    with sides as (source, open_target):
+        found = find_product(row["product_id"]).discover(source)
+        target = open_target()
+        whole = plan(found, mappings, source.tables, target.max_name_bytes)
         tasks = [task for task in of_companies(whole, marked).tasks if (task.company, task.table_name) not in left_out]
         yield from compare_tables(tasks, source, target, workers=service.settings.workers, stop=stop)
