@@ -32,7 +32,7 @@ def verify(session: Session) -> int:
     unread = len(unequal) - len(differing)
     session.table(("company", "table", "rows in source", "rows in target", "what differs"),
                   [(d.task.company, d.task.table_name, *(side.rows if side else "-" for side in (d.source, d.target)), _text(d))
-                   for d in unequal])
+                   for d in [*unequal, *(d for d in done if d.equal and d.note)]])
     found = [f"{_tables(len(differing))} differ{'s' if len(differing) == 1 else ''}"] if differing else []
     found += [f"{_tables(unread)} could not be compared"] if unread else []
     session.say(f"{_tables(len(done) - unread)} compared, {sum(d.source.rows for d in done if d.source):,} rows: "

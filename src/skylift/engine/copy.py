@@ -28,7 +28,7 @@ from skylift.connectors.ahead import read_ahead
 from skylift.engine.buckets import bucket_count, bucket_sums, differing, hashes, rows_of, sum_of
 from skylift.engine.columns import columns_of
 from skylift.engine.hashing import HashedStream, digest, digest_all
-from skylift.errors import NotVerified, SourceChanged
+from skylift.errors import CopyError, NotVerified, SourceChanged
 from skylift.model import ARROW, Chunk, CopyTask, Digest, KeyRange, Progress, Table, TargetName, Watermark
 from skylift.runs import TableStatus
 
@@ -62,7 +62,7 @@ class Copier:
             for task in tasks:                     # all at once: a target may send them in one round trip
                 t.create(task.target, task.table)
             for task in tasks:
-                stream = HashedStream(self._fitted(task.table, self.source.read(task.table, KeyRange())))
+                stream = HashedStream(self.fitted(task.table, self.source.read(task.table, KeyRange())))
                 t.insert(task.target, task.table, stream)
                 states[task.target] = TableState(stream.digest, watermarks[task.table.path], columns_of(task.table))
                 done.append(Progress(task, TableStatus.SUCCESSFUL, rows=stream.digest.rows, size_bytes=stream.size_bytes, mode="full"))
@@ -107,7 +107,7 @@ class Copier:
         if arrived := self.target.chunks_done(build, self.copy_id).get(chunk.id):
             return arrived.rows, 0
         with self.target.transaction() as t:
-            stream = HashedStream(self._fitted(task.table, self.source.read(task.table, chunk.keys)))
+            stream = HashedStream(self.fitted(task.table, self.source.read(task.table, chunk.keys)))
             t.insert(build, task.table, stream)
             t.chunk_done(build, self.copy_id, chunk.id, stream.digest)
         return stream.digest.rows, stream.size_bytes
@@ -127,8 +127,11 @@ class Copier:
         if self.verify:
             parts = self.target.read_parts(build, table, workers)
             with ThreadPoolExecutor(len(parts)) as pool:
-                found = sum(pool.map(lambda part: digest_all(self._until_stopped(part)), parts), Digest())
+                found = sum(pool.map(lambda part: digest_all(self.until_stopped(part)), parts), Digest())
             compare(table.path, expected, found)
+        if task.preserve and is_there(self.target, task.target):     # it was not when this copy began
+            raise CopyError(f"{table.path}: somebody has made the table {task.target} in the target meanwhile",
+                            hint="run the replication again: what is there stays, and what it lacks is added")
         state = TableState(expected, plan.watermark, columns_of(table))
         progress = Progress(task, TableStatus.SUCCESSFUL, rows=expected.rows, mode="full")
         changed = self.source.changed({table.path: plan.watermark})
@@ -158,7 +161,7 @@ class Copier:
         table = task.table
         with self.source.changes(table, state.watermark) as changes, read_ahead(changes.rows) as rows:
             before, existing = _digest_and_keys(t, name, table, changes.keys)
-            stream = HashedStream(self._fitted(table, rows))
+            stream = HashedStream(self.fitted(table, rows))
             t.delete(name, changes.keys)
             t.insert(name, table, stream)
             after, present = _digest_and_keys(t, name, table, changes.keys)
@@ -181,8 +184,8 @@ class Copier:
         """Delete the rows whose keys the source does not have; what the target held of them. Keeps the keys of differing buckets."""
         keys = replace(table, schema=pa.schema([table.schema.field(k) for k in table.key]), format=ARROW)
         count = bucket_count(t.count(name))
-        wanted = differing(*(bucket_sums([self._until_stopped(side)], table.key, count, 1) for side in (keys_now(), t.read(name, keys))))
-        here, there = ([*rows_of(self._until_stopped(side), table.key, wanted)] for side in (keys_now(), t.read(name, keys)))
+        wanted = differing(*(bucket_sums([self.until_stopped(side)], table.key, count, 1) for side in (keys_now(), t.read(name, keys))))
+        here, there = ([*rows_of(self.until_stopped(side), table.key, wanted)] for side in (keys_now(), t.read(name, keys)))
         known = np.concatenate([hashes(batch) for batch in here]) if here else np.zeros(0, "V16")
         gone = pa.Table.from_batches([batch.filter(pa.array(~np.isin(hashes(batch), known))) for batch in there], keys.schema)
         dropped = digest_all(t.read(name, table, gone))
@@ -199,11 +202,11 @@ class Copier:
         count = bucket_count(max(table.rows or 0, state.digest.rows))
 
         def source() -> list[Iterator[pa.RecordBatch]]:
-            return [self._fitted(table, self.source.read(table, keys)) for keys in ranges]
+            return [self.fitted(table, self.source.read(table, keys)) for keys in ranges]
 
         here = bucket_sums(source(), key, count, workers)
         parts = self.target.read_parts(task.target, table, workers)
-        there = bucket_sums([self._until_stopped(part) for part in parts], key, count, workers)
+        there = bucket_sums([self.until_stopped(part) for part in parts], key, count, workers)
         wanted = differing(here, there)
         touched = int(max(here[wanted, 0].sum(), there[wanted, 0].sum()))
         if touched > max(SWEPT_ROWS, SWEPT_SHARE * int(here[:, 0].sum())):
@@ -230,13 +233,13 @@ class Copier:
         return total - old.digest + arrived, replace(progress, rows=inserted + updated, size_bytes=stream.size_bytes, inserted=inserted,
                                                      updated=updated, deleted=deleted)
 
-    def _fitted(self, table: Table, batches: Batches) -> Iterator[pa.RecordBatch]:
+    def fitted(self, table: Table, batches: Batches) -> Batches:
         """The source's rows as the target can hold them."""
         with closing(batches):                     # at once: an open statement keeps its connection from closing
-            for batch in self._until_stopped(batches):
+            for batch in self.until_stopped(batches):
                 yield self.target.fit(batch, table)
 
-    def _until_stopped(self, batches: Batches) -> Iterator[pa.RecordBatch]:
+    def until_stopped(self, batches: Batches) -> Iterator[pa.RecordBatch]:
         with closing(batches):
             for batch in batches:
                 if self.stopping():
@@ -250,6 +253,16 @@ def compare(table: str, source: Digest, target: Digest) -> None:
         raise NotVerified(f"{table}: source and target differ: {source.rows} rows with hash {source} were read, "
                           f"{target.rows} rows with hash {target} were found in the target",
                           hint="skylift verify names the rows; skylift run copies the table again")
+
+
+def is_there(target: Target, name: TargetName) -> bool:
+    """Whether the target has a table of that name, whoever made it."""
+    try:
+        with target.transaction() as t:
+            t.count(name)
+    except CopyError:
+        return False
+    return True
 
 
 def build_name(name: TargetName) -> TargetName:

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from skylift.connectors import SWEEP, CopyPlan, Source, TableState, Target
 from skylift.engine.columns import filled_from, schema_change, table_of
-from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name
+from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name, is_there
+from skylift.engine.preserve import add_changed, add_missing
 from skylift.errors import CopyError, SkyliftError, SourceChanged, Transient
 from skylift.losses import taken
 from skylift.model import ARROW, Chunk, CopyTask, Progress, Table, TargetName, Watermark
@@ -95,14 +96,17 @@ class _Work:
                 self._positions[task.target, task.table.path] = state.watermark.position
             reason = _why_whole(copier, task, state, self._watermarks[task.table.path])
             if isinstance(reason, CopyError):
-                self.results.put(Progress(task, TableStatus.FAILED, error=reason))
+                self.results.put(_failed(task, reason))
             elif state is None or reason:
                 self._reasons[task.target] = reason
                 whole.append(task)
             elif SWEEP in (state.watermark.feed, self._watermarks[task.table.path].feed):
                 if why := _why_swept(self._watermarks[task.table.path]):
                     self._reasons[task.target] = why
-                self._submit(self._sweep, task, state)
+                if task.preserve:
+                    whole.append(task)
+                else:
+                    self._submit(self._sweep, task, state)
             else:
                 incremental.append((task, state))
         # One source table may fill several targets, each with a watermark of its own: the oldest says what may have changed.
@@ -121,8 +125,9 @@ class _Work:
         self._watermarks |= self.copier.source.track(tables, self.copier.consumer)
 
     def _agreed(self, task: CopyTask) -> CopyTask:
-        """In a format that both sides speak; a sweep compares columns."""
-        native = task.table.format in self.copier.target.formats and self._watermarks[task.table.path].feed != SWEEP
+        """In a format that both sides speak; columns are looked into by a sweep, and where rows are preserved."""
+        native = (task.table.format in self.copier.target.formats and self._watermarks[task.table.path].feed != SWEEP
+                  and not task.preserve)
         return task if native else replace(task, table=replace(task.table, format=ARROW))
 
     def note(self, progress: Progress) -> Progress:
@@ -155,7 +160,7 @@ class _Work:
                                       watermark=self._watermarks[task.table.path]))
 
     def _incremental(self, task: CopyTask, state: TableState) -> None:
-        self._changed(task, state, lambda state: self.copier.apply(task, state))
+        self._changed(task, state, lambda state: add_changed(self.copier, task, state) if task.preserve else self.copier.apply(task, state))
 
     def _changed(self, task: CopyTask, state: TableState, step: Callable[[TableState], Progress]) -> None:
         self.results.put(Progress(task, TableStatus.IN_PROGRESS, total_rows=state.digest.rows, mode="incremental"))
@@ -172,7 +177,7 @@ class _Work:
             self._submit(self._measure, [task])
             return
         except (CopyError, Transient) as error:
-            self.results.put(Progress(task, TableStatus.FAILED, error=error))
+            self.results.put(_failed(task, error))
             return
         self.results.put(self._explained(progress))
 
@@ -192,9 +197,12 @@ class _Work:
             try:
                 measured = self._patiently(lambda task=task: source.measure(task.table))
             except (CopyError, Transient) as error:
-                self.results.put(Progress(task, TableStatus.FAILED, error=error))
+                self.results.put(_failed(task, error))
                 continue
             sized = replace(task, table=measured)
+            if task.preserve and self._patiently(lambda task=task: is_there(target, task.target)):
+                self._submit(self._preserved, sized)
+                continue
             rows, size = measured.rows or 0, measured.size_bytes or 0
             if rows > target.chunk_rows or size > CHUNK_BYTES:
                 self.results.put(self._explained(Progress(sized, TableStatus.IN_PROGRESS, total_rows=rows, mode="full")))
@@ -207,6 +215,15 @@ class _Work:
             packed_bytes += size
         if pack:
             self._submit(self._small, pack)
+
+    def _preserved(self, task: CopyTask) -> None:
+        self.results.put(self._explained(Progress(task, TableStatus.IN_PROGRESS, total_rows=task.table.rows or 0, mode="full")))
+        try:
+            done = self._patiently(lambda: add_missing(self.copier, task, self._watermarks[task.table.path], self.workers))
+        except (CopyError, Transient) as error:
+            self.results.put(_failed(task, error))
+        else:
+            self.results.put(self._explained(done))
 
     def _small(self, tasks: list[CopyTask], attempt: int = 1) -> None:
         if len(tasks) < PACK_TABLES // 2:               # a full pack is over before a person has read its names
@@ -222,7 +239,7 @@ class _Work:
                 self._track([tasks[0].table])
                 self._small(tasks, attempt + 1)
             else:
-                self.results.put(Progress(tasks[0], TableStatus.FAILED, error=error))
+                self.results.put(_failed(tasks[0], error))
             return
         for progress in done:
             self.results.put(self._explained(progress))
@@ -231,7 +248,7 @@ class _Work:
         try:
             plan, chunks = self._patiently(lambda: self.copier.begin(task, self._watermarks[task.table.path], self.workers))
         except (CopyError, Transient) as error:
-            self.results.put(Progress(task, TableStatus.FAILED, error=error))
+            self.results.put(_failed(task, error))
             return
         copy = _LargeCopy(self, task, plan, len(chunks), attempt)
         for chunk in chunks:
@@ -338,7 +355,13 @@ class _LargeCopy:
             work._track([task.table])
             work._submit(work._large, task, self._attempt + 1)
         else:
-            work.results.put(Progress(task, TableStatus.FAILED, error=error))
+            work.results.put(_failed(task, error))
+
+
+def _failed(task: CopyTask, error: SkyliftError) -> Progress:
+    """The last Progress of a task. Its error goes without the frames that it came through: they may hold statements open."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return Progress(task, TableStatus.FAILED, error=error)
 
 
 def _why_swept(watermark: Watermark) -> str:
@@ -350,9 +373,12 @@ def _why_whole(copier: Copier, task: CopyTask, state: TableState | None, waterma
     """Why a table is copied whole, '' if it need not be; an error if an incremental copy was asked for and cannot be had."""
     if state is None:
         return "first copy"
+    table, kept = task.table, table_of(task.table.path, state.columns)
+    if task.preserve and (changed := schema_change(kept, table)):         # a copy afresh would not keep the target's rows
+        changed.hint = f"make the columns of {task.target} in the target like the source's, or replace it (skylift tables --replace NAME)"
+        return changed
     if task.full:
         return "a full copy was asked for"
-    table, kept = task.table, table_of(task.table.path, state.columns)
     if (path := filled_from(state.columns)) not in ("", table.path):      # a mapping has changed: its feed says nothing of these rows
         return f"it was filled from '{path}' before"
     if changed := schema_change(kept, table):

@@ -19,6 +19,7 @@ from skylift.engine.buckets import bucket_sums, differing, rows_of
 from skylift.engine.columns import table_of
 from skylift.engine.copy import CHUNK_BYTES
 from skylift.engine.hashing import digest_all
+from skylift.engine.preserve import overlap
 from skylift.errors import CopyError
 from skylift.model import ARROW, CopyTask, Digest, KeyRange
 
@@ -38,10 +39,11 @@ class TableDifference:
     extra: tuple[str, ...] = ()             # keys in the target only
     different: tuple[str, ...] = ()         # keys in both, with the columns that differ
     note: str = ""
+    covered: bool = False                   # a preserved table that lacks no key of the source
 
     @property
     def equal(self) -> bool:
-        return self.source is not None and self.source == self.target
+        return self.source is not None and (self.source == self.target or self.covered)
 
 
 def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, workers: int = 2,
@@ -63,18 +65,28 @@ def _compare(task: CopyTask, state: TableState | None, source: Source, target: T
     table = replace(task.table, format=ARROW)          # two sides are comparable whatever they were copied as
     task = replace(task, table=table)
     readers = _source_readers(task, source, target)
-    total = _total(pool, readers())
     if state is None:
-        return TableDifference(task, total, None, note="the target holds no finished copy of this table")
+        return TableDifference(task, _total(pool, readers()), None, note="the target holds no finished copy of this table")
     kept = table_of(table.path, state.columns)
     if (kept.schema, kept.key) != (table.schema, table.key):
-        return TableDifference(task, total, None, note="the source's columns have changed since the last copy")
+        return TableDifference(task, _total(pool, readers()), None, note="the source's columns have changed since the last copy")
+    if task.preserve:
+        return _preserved(task, readers, target, workers)
+    total = _total(pool, readers())
 
     def parts() -> list[Batches]:
         return target.read_parts(task.target, table, workers)
 
     found = _total(pool, parts())
     return TableDifference(task, total, found) if total == found else _descend(task, total, found, readers, parts, workers)
+
+
+def _preserved(task: CopyTask, source: Callable[[], list[Batches]], target: Target, workers: int) -> TableDifference:
+    found = overlap(task.table, source, lambda: target.read_parts(task.target, task.table, workers), workers)
+    told = [f"{count:,} rows are {what}" for count, what in ((found.orphans, "in the target only"),
+                                                            (found.kept, "other ones than the source's")) if count]
+    note = f"preserved: {' and '.join(told)}" if told else ""
+    return TableDifference(task, found.source, found.target, found.samples, note=note, covered=not found.missing)
 
 
 def _source_readers(task: CopyTask, source: Source, target: Target) -> Callable[[], list[Batches]]:

@@ -110,6 +110,8 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
         for progress in stream:
             recorder.add(progress)
         recorder.flush()
+        if not stop() and not run.scope and run.replication_type is not ReplicationType.DIAGNOSTIC:
+            target.discard_copies(keep="")              # of tables that take part no more: nothing goes on with them
 
 
 def _enter(verb: Verb, run: Run, whole: Plan, gone: Sequence[Key], there: Container[str]) -> list[CopyTask]:
@@ -145,7 +147,8 @@ def _enter(verb: Verb, run: Run, whole: Plan, gone: Sequence[Key], there: Contai
     def full(key: Key) -> bool:
         return switches[key].synced_version <= 0 and known.get(key) is not TableStatus.SUCCESSFUL
 
-    return [replace(task, full=full((task.company, task.table_name))) for task in tasks]
+    return [replace(task, full=full(key), preserve=switches[key].preserve)
+            for task in tasks for key in [(task.company, task.table_name)]]
 
 
 def _enter_rows(verb: Verb, run: Run, tasks: Sequence[CopyTask], warnings: Mapping[Key, tuple[str, str]]) -> None:
@@ -236,13 +239,17 @@ class _Recorder:
                 "mode": before.mode if before else p.mode, "reason": before.reason if before else p.reason,
                 "inserted": inserted, "updated": updated, "deleted": deleted, "size_bytes": size_bytes,
                 "target_rows": p.digest.rows if p.digest else None, "digest": str(p.digest) if p.digest else "",
+                "orphans": p.orphans, "kept": p.kept,
                 "errors": _told(p)[:MAX_ERROR], "error_code": _code(p.error)}
 
 
 def _told(progress: Progress) -> str:
     if progress.error:
         return redact(str(progress.error))
-    return f"values changed as accepted: {progress.losses}" if progress.losses else ""
+    told = [f"values changed as accepted: {progress.losses}"] if progress.losses else []
+    told += [f"{count:,} rows of the target {what}" for count, what in (
+        (progress.orphans, "are not in the source and stay"), (progress.kept, "differ from the source's and stay")) if count]
+    return "; ".join(told)
 
 
 def _code(error: SkyliftError | None) -> str:
