@@ -20,7 +20,7 @@ from skylift.errors import SetupError
 from skylift.model import NO_ID, Run, SourceCompany
 from skylift.runs import CompanyInit, ReplicationType, RunStatus
 from skylift.store import SCHEMA, open_store, to_row
-from skylift.store.tables import events, metadata, run_tables, runs, source_companies, subscriptions
+from skylift.store.tables import events, metadata, migration, registry, run_tables, runs, source_companies, subscriptions
 
 
 @pytest.fixture
@@ -57,6 +57,9 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date_with_what_it_holds(st
         connection.execute(sa.text(f"insert into runs values ({one}, 'one', {then}, null, 'Full', 'Completed', '', '', 0)"))
         connection.execute(sa.text(f"insert into subscriptions values ('s', 'https://x.example', 'r', {one}, '', {then}, {then}, {then}, "
                                    f"{one}, {one})"))
+        connection.execute(sa.text(f"insert into migration values (1, {one}, 'Disabled', {one}, 'Custom', 'AzureSQL', "
+                                   "'', '', '', '', '', '', '', 'StillTracked')"))
+        connection.execute(sa.text("insert into registry values ('', 'a', null, 7, false, true), ('', 'b', null, 0, true, false)"))
     engine.dispose()
 
     for _ in range(2):
@@ -65,6 +68,12 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date_with_what_it_holds(st
             assert connection.execute(sa.select(runs.c.run_id, runs.c.modified_at)).all() == [("one", datetime(1970, 1, 1, tzinfo=UTC))]
             row = connection.execute(sa.select(subscriptions)).one()
             assert (row.id, row.kind, row.entity_id, row.told, row.waiting_since) == ("s", "", NO_ID, 0, None)
+            row = connection.execute(sa.select(migration)).one()
+            assert (row.disabled_reason, row.still_tracked, row.copy_id != NO_ID) == ("", True, True)
+            tables = connection.execute(sa.select(registry).order_by(registry.c.table_name)).all()
+            assert [(row.synced_version, row.blocked, row.replicate, row.preserve) for row in tables] == [
+                (7, False, True, False), (0, True, False, False)]
+            assert len({NO_ID, *(row.id for row in tables)}) == 3
             assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata) == []
         store.close()
 

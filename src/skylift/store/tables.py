@@ -223,12 +223,13 @@ registry = _table(                                     # every table that takes 
     "registry",
     sa.Column("company_name", TEXT, primary_key=True),
     sa.Column("table_name", TEXT, primary_key=True),
-    sa.Column("id", sa.Uuid, default=uuid4, unique=True),
+    sa.Column("id", sa.Uuid, default=uuid4),
     sa.Column("app_id", sa.Uuid, info={"null": True}),
     _number("synced_version", sa.BigInteger),          # 0 = the next copy is full; -1 = so it is, but nobody waits for it (unblocked)
     _flag("blocked"),                                  # its last copy failed
     _flag("replicate", default=True),
     _flag("preserve"),                                 # keep the target's rows, add only missing ones
+    sa.Index("ix_registry_id", "id", unique=True),
 )
 
 table_mappings = _table(

@@ -11,6 +11,7 @@ down_revision = "0002"
 
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 column = partial(sa.Column, nullable=False)
+NO_ID = "00000000000000000000000000000000"
 
 
 def upgrade() -> None:
@@ -22,15 +23,10 @@ def upgrade() -> None:
     op.add_column("registry", column("preserve", sa.Boolean(), server_default=sa.false()))
     op.add_column("migration", column("still_tracked", sa.Boolean(), server_default=sa.false()))
     op.execute("update migration set still_tracked = true, disabled_reason = '' where disabled_reason = 'StillTracked'")
-    for table in ("migration", "registry"):             # a column for ids, filled row by row
-        name = "copy_id" if table == "migration" else "id"
-        op.add_column(table, sa.Column(name, sa.Uuid(), nullable=True))
-        key = ["one"] if table == "migration" else ["company_name", "table_name"]
+    for table, name, *key in (("migration", "copy_id", "one"), ("registry", "id", "company_name", "table_name")):
+        op.add_column(table, column(name, sa.Uuid(), server_default=NO_ID))
         rows = sa.table(table, sa.column(name, sa.Uuid), *map(sa.column, key))
         for row in connection.execute(sa.select(*(rows.c[k] for k in key))).all():
             here = sa.and_(*(rows.c[k] == value for k, value in zip(key, row, strict=True)))
             connection.execute(rows.update().where(here).values({name: uuid4()}))
-        with op.batch_alter_table(table) as batch:
-            batch.alter_column(name, nullable=False)
-    with op.batch_alter_table("registry") as batch:
-        batch.create_unique_constraint("uq_registry_id", ["id"])
+    op.create_index("ix_registry_id", "registry", ["id"], unique=True)
