@@ -162,7 +162,7 @@ def test_a_table_that_somebody_makes_while_its_first_copy_is_under_way_is_not_re
     results = []
     for progress in copy_tables(tasks_of(reader), reader, writer, copy_id="c", consumer="tests", workers=1):
         if progress.status is TableStatus.IN_PROGRESS and not results:
-            writer._connection.cursor().execute(CREATE + "; insert into t values (9, 'theirs')")
+            writer._cursor().execute(CREATE + "; insert into t values (9, 'theirs')")
         results.append(progress)
     writer.close()
 

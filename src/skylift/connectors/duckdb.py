@@ -6,7 +6,6 @@ No primary keys are built: DuckDB's ART indexes must fit in memory and slow bulk
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,23 +15,18 @@ import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, CopyPlan, TableState
+from skylift.connectors.duckdb_engine import LARGE_VALUES, Share, engine, need
 from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
 from skylift.model import ARROW, Digest, Table, TargetName
 
-MEMORY = "150MB"                  # DuckDB's own buffers; above it DuckDB spills beside the file
 READ_ROWS = 16_384
+FINDERS = 2                       # threads that look for a few rows among many
 
-# What decides the speed here (measured, 1 M rows x 53 columns, two workers; docs/architecture.md):
-# - a transaction that fills a row group (122,880 rows) writes it compressed while it loads; a smaller one goes through the
-#   write-ahead log and is compressed at the next checkpoint: 8.1 s of CPU against 12.9 s;
-# - by default a checkpoint merges short row groups and compresses them again (vacuum): 10.9 s of CPU;
-# - every worker loads through a connection of its own, so DuckDB's own threads only add work: 9.1 s of CPU with two.
+# A transaction that fills a row group (122,880 rows) writes it compressed while it loads; a smaller one goes through the write-ahead
+# log and is compressed at the next checkpoint: 8.1 s of CPU against 12.9 s (1 M rows x 53 columns, two workers).
 CHUNK_ROWS = 131_072
-# - Arrow's own types for what Arrow has a type for: a UUID is not handed out as text.
-_SETTINGS = (f"set memory_limit='{MEMORY}'; set threads=1; set max_vacuum_tasks=0; set TimeZone='UTC';"
-             " set arrow_lossless_conversion=true")
 
 _TYPES = {"bool": "BOOLEAN", "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint8": "UTINYINT",
           "uint16": "USMALLINT", "uint32": "UINTEGER", "uint64": "UBIGINT", "float": "REAL", "double": "DOUBLE", "string": "VARCHAR",
@@ -58,9 +52,7 @@ def open_target(url: URL) -> DuckDBTarget:
     path = Path(url.database).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = duckdb.connect(str(path))
-        connection.execute(_SETTINGS)
-        connection.execute(_LEDGER)
+        target = DuckDBTarget(path)
     except duckdb.IOException as error:
         if "lock" in str(error).lower():
             raise Transient(f"DuckDB file {path} is in use by another program", hint="close it; DuckDB allows one writer") from None
@@ -68,34 +60,43 @@ def open_target(url: URL) -> DuckDBTarget:
     except (OSError, duckdb.Error) as error:
         raise SetupError(f"DuckDB file {path} cannot be opened: {_first_line(error)}",
                          hint="check that the folder can be written and the file is a DuckDB database") from None
-    return DuckDBTarget(path, connection)
+    return target
 
 
 class DuckDBTarget:
-    """One DuckDB file; every transaction runs on a cursor (a connection of its own) of the one open database."""
+    """One DuckDB file; every transaction runs on a connection of its own."""
 
     max_name_bytes = 1 << 16
     chunk_rows = CHUNK_ROWS
     formats = (ARROW,)
 
-    def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, path: Path) -> None:
+        """Raises what DuckDB raises."""
         self.path = path
-        self._connection = connection
-        self._lock = threading.Lock()
+        self._engine = engine()
+        self._name = self._engine.attach(path)
+        try:
+            with self._cursor() as cursor:
+                cursor.execute(_LEDGER)
+        except BaseException:
+            self.close()
+            raise
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
-        with self._lock:
-            return self._connection.cursor()
+        try:
+            return self._engine.cursor(self._name)
+        except duckdb.CatalogException:
+            raise TargetFailed(f"DuckDB file {self.path} has been closed", hint="run again: what has arrived stays") from None
 
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
         return batch                                # every value that a source hands out
 
     @contextmanager
     def transaction(self) -> Iterator[DuckDBTransaction]:
-        with self._told(), self._cursor() as cursor:
+        with self._told(), self._engine.memory.share() as memory, self._cursor() as cursor:
             cursor.execute("begin")
             try:
-                yield DuckDBTransaction(cursor)
+                yield DuckDBTransaction(cursor, memory)
                 cursor.execute("commit")
             except BaseException:
                 with suppress(duckdb.Error):       # a failed commit has rolled back already
@@ -126,7 +127,8 @@ class DuckDBTarget:
                 for lo, hi in zip([0, *bounds], [*bounds, None], strict=True)]
 
     def _part(self, name: TargetName, schema: pa.Schema, where: str) -> Batches:
-        with self._told(), self._cursor() as cursor:
+        with self._told(), self._engine.memory.share() as memory, self._cursor() as cursor:
+            memory.at_least(need(schema))
             yield from _read(cursor, f"select {_columns(schema)} from {_table(name)} {where}", schema)
 
     def discard_copies(self, keep: str) -> None:
@@ -146,6 +148,7 @@ class DuckDBTarget:
         except SkyliftError:
             raise
         except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException, duckdb.ConnectionException) as error:
+            self._engine.broken |= isinstance(error, duckdb.FatalException | duckdb.InternalException)
             raise TargetFailed(f"DuckDB file {self.path}: {_first_line(error)}",
                                hint="free space or restore access, then run again: what has arrived stays") from None
         except duckdb.OutOfMemoryException as error:
@@ -162,12 +165,13 @@ class DuckDBTarget:
             raise CopyError(f"DuckDB file {self.path}: {_first_line(error)}") from None
 
     def close(self) -> None:
-        self._connection.close()
+        self._engine.detach(self.path)
 
 
 class DuckDBTransaction:
-    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, memory: Share) -> None:
         self._cursor = cursor
+        self._memory = memory
 
     def create(self, name: TargetName, table: Table) -> None:
         columns = []
@@ -182,16 +186,20 @@ class DuckDBTransaction:
 
     def insert(self, name: TargetName, table: Table, batches: Iterable[pa.RecordBatch]) -> None:
         failure: list[BaseException] = []
+        columns = need(table.schema)
+        self._memory.at_least(columns)             # until the commit, which needs it again
 
         def guarded() -> Iterator[pa.RecordBatch]:
             try:
-                yield from batches
+                for batch in batches:
+                    self._memory.at_least(columns + LARGE_VALUES * batch.nbytes)
+                    yield batch
             except BaseException as error:         # DuckDB would turn it into text: keep it and raise it again below
                 failure.append(error)
                 raise
 
-        _skylift_batches = pa.RecordBatchReader.from_batches(table.schema, guarded())
-        try:                                       # DuckDB finds the variable by its name; registering a view costs 0.5 ms
+        _skylift_batches = pa.RecordBatchReader.from_batches(table.schema, guarded())   # found like the keys
+        try:
             self._cursor.execute(f"insert into {_table(name)} select * from _skylift_batches")
         except duckdb.Error:
             if failure:
@@ -199,19 +207,20 @@ class DuckDBTransaction:
             raise
 
     def delete(self, name: TargetName, keys: pa.Table) -> None:
-        self._cursor.register("_skylift_keys", keys)
+        _skylift_keys = keys      # DuckDB finds the variable by its name; registering a view costs 0.5 ms
         matches = " and ".join(f"t.{quote(k)} = k.{quote(k)}" for k in keys.column_names)
         self._cursor.execute(f"delete from {_table(name)} t using _skylift_keys k where {matches}")
-        self._cursor.unregister("_skylift_keys")
 
     def read(self, name: TargetName, table: Table, keys: pa.Table | None = None) -> Batches:
         schema = table.schema
         if keys is None:
+            self._memory.at_least(need(schema))
             yield from _read(self._cursor, f"select {_columns(schema)} from {_table(name)}", schema)
             return
-        self._cursor.execute("reset threads")      # finding a few rows among many is worth every core
+        self._memory.at_least(FINDERS * need(schema))
         self._cursor.register("_skylift_keys", keys)
         using = ", ".join(map(quote, keys.column_names))
+        self._cursor.execute(f"set threads={FINDERS}")
         yield from _read(self._cursor, f"select {_columns(schema)} from {_table(name)} semi join _skylift_keys using ({using})", schema)
         self._cursor.unregister("_skylift_keys")
 
@@ -239,15 +248,13 @@ class DuckDBTransaction:
         self._forget(build, "_skylift_copies", "_skylift_ledger")
 
     def set_states(self, states: Mapping[TargetName, TableState]) -> None:
-        rows = pa.table({
+        _skylift_states = pa.table({             # found like the keys
             "schema_name": [n.schema for n in states], "table_name": [n.table for n in states],
             "rows": [s.digest.rows for s in states.values()], "digest": [str(s.digest) for s in states.values()],
             "watermark": [mark_text(s.watermark) for s in states.values()], "columns": [s.columns for s in states.values()]})
-        self._cursor.register("_skylift_states", rows)
         self._cursor.execute("delete from _skylift_tables t using _skylift_states s"
                              " where t.schema_name = s.schema_name and t.table_name = s.table_name")
         self._cursor.execute("insert into _skylift_tables by name select * from _skylift_states")
-        self._cursor.unregister("_skylift_states")
 
     def _forget(self, name: TargetName, *ledgers: str) -> None:
         for ledger in ledgers:
