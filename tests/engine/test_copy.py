@@ -325,7 +325,7 @@ def test_a_target_in_use_and_a_target_that_cannot_be_written_say_so(target, tmp_
         ("sqlite:///{folder}/text.db", "not a SQLite database"),
         ("sqlite:///{folder}/broken.db", "malformed"),
         ("sqlite:///{folder}/good.db?mode=rwc", "no other option"),
-        ("duckdb:///x.duckdb", "not a source"),
+        ("parquet:///x", "not a source"),
     ],
 )
 def test_a_source_that_is_none_is_told_at_once(tmp_path, url, words):

@@ -34,6 +34,13 @@ _TIMES = ("date", "datetime", "datetime with offset", "time")
 _NUMBERS = ("decimal(38,20)", "decimal(18,2)", "numeric")
 
 SOURCES: dict[str, Dialect] = {
+    "duckdb": Dialect(
+        {"boolean": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint8": "UTINYINT", "uint64": "UBIGINT",
+         "decimal(38,20)": "DECIMAL(38,20)", "decimal(18,2)": "DECIMAL(18,2)", "float32": "REAL", "float64": "DOUBLE", "text": "VARCHAR",
+         "binary": "BLOB", "date": "DATE", "datetime": "TIMESTAMP", "datetime with offset": "TIMESTAMPTZ", "time": "TIME", "guid": "UUID",
+         "json": "JSON"},
+        {**dict.fromkeys((*_TIMES, *_NUMBERS, "guid"), "{v}::varchar"),
+         "datetime with offset": "({v} at time zone 'UTC')::varchar"}),
     "mysql": MySql(
         {"boolean": "BIT(1)", "int16": "SMALLINT", "int32": "INT", "int64": "BIGINT", "uint8": "TINYINT UNSIGNED",
          "uint64": "BIGINT UNSIGNED", "decimal(38,20)": "DECIMAL(38,20)",

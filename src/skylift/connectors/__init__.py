@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -25,7 +26,8 @@ from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
 Batches = Generator[pa.RecordBatch, None, None]    # closed by who stops reading early, so that no statement stays open
 # Batches of a table whose format is not ARROW have one binary column: each value is a whole row, as two databases of one kind exchange it.
 
-SWEEP = "sweep"     # the feed of a table that has none: both sides are hashed, and where they differ rows are moved (engine/sweep.py)
+SWEEP = "sweep"     # the feed of a table that has none: both sides are hashed, and where they differ rows are moved (engine/copy.py)
+STATE = "state"     # a feed that tells only whether anything in the source has changed: equal watermarks say no, others make it a SWEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Source(Protocol):
         """Make sure that changes of `tables` are fed from now on; by path, the watermark that stands before any later read.
 
         `consumer` names the environment that reads the feed, so that what it has not read yet is kept. Each table gets the
-        best feed that can be had; the watermark's `feed` says which. A table with the feed SWEEP is never `changed`.
+        best feed that can be had; the watermark's `feed` says which. A table with the feed SWEEP or STATE is never `changed`.
         """
 
     def measure(self, table: Table) -> Table:
@@ -170,9 +172,11 @@ class Target(Protocol):
 
 
 _SOURCES = {"sqlite": "skylift.connectors.sqlite", "mysql": "skylift.connectors.mysql", "mariadb": "skylift.connectors.mysql",
-            "postgresql": "skylift.connectors.postgres_source", "mssql": "skylift.connectors.sqlserver_source"}
+            "postgresql": "skylift.connectors.postgres_source", "mssql": "skylift.connectors.sqlserver_source",
+            "duckdb": "skylift.connectors.duckdb_source"}
 _TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake", "delta": "skylift.connectors.lake",
             "postgresql": "skylift.connectors.postgres_target", "mssql": "skylift.connectors.sqlserver_target"}
+_PORTS = {"postgresql": 5432, "mssql": 1433}
 
 
 def open_source(url: str, losses: Losses | None = None) -> Source:
@@ -197,6 +201,7 @@ def opened(source_url: str, target_url: str, losses: Losses | None = None) -> It
 
     Raises what `open_source` raises; asking for the target raises what `open_target` raises.
     """
+    check_apart(source_url, target_url)
     losses = losses or Losses()
     with ThreadPoolExecutor(1, "open-target") as pool:
         opening = pool.submit(open_target, target_url, losses)
@@ -206,6 +211,22 @@ def opened(source_url: str, target_url: str, losses: Losses | None = None) -> It
         finally:
             if opening.exception() is None:
                 opening.result().close()
+
+
+def check_apart(source_url: str, target_url: str) -> None:
+    """Raises SetupError if source and target are one file or one database: a run would replace the tables that it reads."""
+    source, target = parse_url(source_url), parse_url(target_url)
+    same = _place(source) == _place(target)
+    if same and source.database:
+        raise SetupError(f"source and target are the same {'database' if source.host else 'file'}: {source.database}", code="SamePlace",
+                         hint="name another target (skylift setup --target URL)")
+
+
+def _place(url: URL) -> tuple[object, ...]:
+    if not url.host and url.database:
+        path = Path(url.database).resolve()
+        return (path.stat().st_dev, path.stat().st_ino) if path.exists() else (path,)
+    return url.get_backend_name(), (url.host or "").lower(), url.port or _PORTS.get(url.get_backend_name()), url.database
 
 
 def parse_url(url: str) -> URL:

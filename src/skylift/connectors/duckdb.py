@@ -56,9 +56,9 @@ def open_target(url: URL) -> DuckDBTarget:
     except duckdb.IOException as error:
         if "lock" in str(error).lower():
             raise Transient(f"DuckDB file {path} is in use by another program", hint="close it; DuckDB allows one writer") from None
-        raise SetupError(f"DuckDB file {path} cannot be written: {_first_line(error)}", hint="check the path and its permissions") from None
+        raise SetupError(f"DuckDB file {path} cannot be written: {first_line(error)}", hint="check the path and its permissions") from None
     except (OSError, duckdb.Error) as error:
-        raise SetupError(f"DuckDB file {path} cannot be opened: {_first_line(error)}",
+        raise SetupError(f"DuckDB file {path} cannot be opened: {first_line(error)}",
                          hint="check that the folder can be written and the file is a DuckDB database") from None
     return target
 
@@ -119,6 +119,9 @@ class DuckDBTarget:
 
     def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
         schema = table.schema
+        if self._rows("select 1 from duckdb_columns() where database_name = ? and schema_name = ? and table_name = ?"
+                      " and lower(column_name) = 'rowid'", self._name, name.schema or "main", name.table):    # it hides the row ids
+            return [self._part(name, schema, "")]
         [(last,)] = self._rows(f"select coalesce(max(rowid), 0) from {_table(name)}")
         if last < parts * READ_ROWS:
             return [self._part(name, schema, "")]
@@ -149,20 +152,20 @@ class DuckDBTarget:
             raise
         except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException, duckdb.ConnectionException) as error:
             self._engine.broken |= isinstance(error, duckdb.FatalException | duckdb.InternalException)
-            raise TargetFailed(f"DuckDB file {self.path}: {_first_line(error)}",
+            raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}",
                                hint="free space or restore access, then run again: what has arrived stays") from None
         except duckdb.OutOfMemoryException as error:
-            raise TargetFailed(f"DuckDB file {self.path}: {_first_line(error)}", hint="free disk space for DuckDB to spill to") from None
+            raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}", hint="free disk space for DuckDB to spill to") from None
         except duckdb.TransactionException as error:
             if "onflict" not in str(error):         # a commit that could not be written
-                raise TargetFailed(f"DuckDB file {self.path}: {_first_line(error)}",
+                raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}",
                                    hint="free space or restore access, then run again: what has arrived stays") from None
-            raise Transient(f"DuckDB file {self.path}: {_first_line(error)}") from None
+            raise Transient(f"DuckDB file {self.path}: {first_line(error)}") from None
         except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException,
                 duckdb.ConstraintException) as error:
-            raise ValueRefused(f"DuckDB refused a value: {_first_line(error)}") from None
+            raise ValueRefused(f"DuckDB refused a value: {first_line(error)}") from None
         except duckdb.Error as error:
-            raise CopyError(f"DuckDB file {self.path}: {_first_line(error)}") from None
+            raise CopyError(f"DuckDB file {self.path}: {first_line(error)}") from None
 
     def close(self) -> None:
         self._engine.detach(self.path)
@@ -279,5 +282,5 @@ def _columns(schema: pa.Schema) -> str:
     return ", ".join(map(quote, schema.names))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).splitlines()[0]

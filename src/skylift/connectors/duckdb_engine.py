@@ -59,28 +59,29 @@ class Engine:
         self.broken = False             # DuckDB trusts an engine no more that met a fatal error: the next file gets another one
         self._lock = threading.Lock()
         self._numbers = count(1)
-        self._names: dict[Path, tuple[str, int]] = {}       # -> name, how many use it
+        self._names: dict[tuple[Path, bool], tuple[str, int]] = {}     # file, read only? -> name, how many use it
 
-    def attach(self, path: Path) -> str:
+    def attach(self, path: Path, *, read_only: bool = False) -> str:
         """The name under which the file is attached now. Raises what DuckDB raises."""
         with self._lock:
-            name, users = self._names.get(path) or (f"_skylift_{next(self._numbers)}", 0)
+            name, users = self._names.get((path, read_only)) or (f"_skylift_{next(self._numbers)}", 0)
             if not users:
                 quoted = str(path).replace("'", "''")
-                with suppress(duckdb.Error):       # it stays what it is once it has been used
-                    self._root.execute(f"set temp_directory='{quoted}.tmp'")
-                self._root.execute(f"attach '{quoted}' as {name}")
-            self._names[path] = name, users + 1
+                if not read_only:
+                    with suppress(duckdb.Error):   # it stays what it is once it has been used
+                        self._root.execute(f"set temp_directory='{quoted}.tmp'")
+                self._root.execute(f"attach '{quoted}' as {name}{' (read_only)' if read_only else ''}")
+            self._names[path, read_only] = name, users + 1
             return name
 
-    def detach(self, path: Path) -> None:
+    def detach(self, path: Path, *, read_only: bool = False) -> None:
         """Let go of the file; the last to do so writes its log into it and closes it."""
         with self._lock:
-            name, users = self._names.pop(path, ("", 0))
+            name, users = self._names.pop((path, read_only), ("", 0))
             if not users:
                 return
             if users > 1:
-                self._names[path] = name, users - 1
+                self._names[path, read_only] = name, users - 1
                 return
             with suppress(duckdb.IOException):     # no room to write the log into the file: the next opening reads it
                 self._root.execute(f"detach {name}")

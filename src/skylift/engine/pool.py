@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from skylift.connectors import SWEEP, CopyPlan, Source, TableState, Target
+from skylift.connectors import STATE, SWEEP, CopyPlan, Source, TableState, Target
 from skylift.engine.columns import filled_from, schema_change, table_of
 from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name, is_there
 from skylift.engine.preserve import add_changed, add_missing
@@ -89,6 +89,7 @@ class _Work:
         states = copier.target.states()
         self._track([task.table for task in tasks])
         whole: list[CopyTask] = []
+        same: list[tuple[CopyTask, TableState]] = []
         incremental: list[tuple[CopyTask, TableState]] = []
         for task in map(self._agreed, tasks):
             state = states.get(task.target)
@@ -100,7 +101,9 @@ class _Work:
             elif state is None or reason:
                 self._reasons[task.target] = reason
                 whole.append(task)
-            elif SWEEP in (state.watermark.feed, self._watermarks[task.table.path].feed):
+            elif _is_same_state(state.watermark, self._watermarks[task.table.path]):
+                same.append((task, state))
+            elif _is_swept(state.watermark, self._watermarks[task.table.path]):
                 if why := _why_swept(self._watermarks[task.table.path]):
                     self._reasons[task.target] = why
                 if task.preserve:
@@ -113,7 +116,7 @@ class _Work:
         oldest = {task.table.path: state.watermark for task, state in
                   sorted(incremental, key=lambda pair: pair[1].watermark.position, reverse=True)}
         changed = copier.source.changed(oldest) if oldest else set()
-        self._submit(self._unchanged, [pair for pair in incremental if pair[0].table.path not in changed])
+        self._submit(self._unchanged, [*same, *(pair for pair in incremental if pair[0].table.path not in changed)])
         for task, state in incremental:
             if task.table.path in changed:
                 self._submit(self._incremental, task, state)
@@ -126,7 +129,7 @@ class _Work:
 
     def _agreed(self, task: CopyTask) -> CopyTask:
         """In a format that both sides speak; columns are looked into by a sweep, and where rows are preserved."""
-        native = (task.table.format in self.copier.target.formats and self._watermarks[task.table.path].feed != SWEEP
+        native = (task.table.format in self.copier.target.formats and not _is_swept(self._watermarks[task.table.path])
                   and not task.preserve)
         return task if native else replace(task, table=replace(task.table, format=ARROW))
 
@@ -364,6 +367,15 @@ def _failed(task: CopyTask, error: SkyliftError) -> Progress:
     return Progress(task, TableStatus.FAILED, error=error)
 
 
+def _is_swept(*watermarks: Watermark) -> bool:
+    """Whether rows have to be compared to find what has changed."""
+    return any(watermark.feed in (SWEEP, STATE) for watermark in watermarks)
+
+
+def _is_same_state(before: Watermark, now: Watermark) -> bool:
+    return now.feed == STATE and before == now
+
+
 def _why_swept(watermark: Watermark) -> str:
     """Why a table is compared row by row, where its source has said so."""
     return f"compared row by row: {watermark.incarnation}" if watermark.feed == SWEEP and watermark.incarnation else ""
@@ -385,6 +397,8 @@ def _why_whole(copier: Copier, task: CopyTask, state: TableState | None, waterma
         return changed
     if kept.format != table.format:
         return f"it was copied as {kept.format} and now is as {table.format}"
-    if SWEEP in (state.watermark.feed, watermark.feed):
+    if _is_same_state(state.watermark, watermark):
+        return ""
+    if _is_swept(state.watermark, watermark):
         return "" if table.key else "the source cannot tell what changed in it, and it has no primary key"
     return copier.source.usable(table, state.watermark)

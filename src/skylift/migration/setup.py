@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from skylift.connectors import Source, open_source, open_target, parse_url
+from skylift.connectors import Source, check_apart, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
 from skylift.errors import CopyError, NotFound, SetupError, SkyliftError, StateError, Transient, redact
 from skylift.migration.changes import note, update_companies
@@ -147,6 +147,7 @@ class SetupVerbs(Service):
                              hint="give its URL, e.g. sqlite:///path/to/file.db (skylift setup --source URL; API: sqlConnectionString)",
                              code="52072")
         target_url = self._target_url(row)
+        check_apart(url, target_url)
         with self.store.read() as connection:
             mappings = all_mappings(connection)
         source = open_source(url)

@@ -99,7 +99,7 @@ class Altering:
 
 
 from tests.connectors.labs.delta import DeltaLab  # noqa: E402
-from tests.connectors.labs.duckdb import DuckDBLab  # noqa: E402
+from tests.connectors.labs.duckdb import DuckDBLab, DuckDBSourceLab  # noqa: E402
 from tests.connectors.labs.mysql import MySqlLab  # noqa: E402
 from tests.connectors.labs.parquet import ParquetLab  # noqa: E402
 from tests.connectors.labs.postgres import PostgresLab, PostgresTargetLab, PostgresTriggersLab  # noqa: E402
@@ -107,7 +107,8 @@ from tests.connectors.labs.s3 import DeltaS3Lab, ParquetS3Lab  # noqa: E402
 from tests.connectors.labs.sqlite import SqliteLab  # noqa: E402
 from tests.connectors.labs.sqlserver import SqlServerLab, SqlServerTargetLab  # noqa: E402
 
-SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab, "mysql": MySqlLab, "postgres": PostgresLab, "sqlserver": SqlServerLab}
+SOURCES: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLab, "duckdb": DuckDBSourceLab, "mysql": MySqlLab, "postgres": PostgresLab,
+                                             "sqlserver": SqlServerLab}
 OTHER_FEEDS: dict[str, Callable[[Path], Any]] = {"postgres by triggers": PostgresTriggersLab}     # of databases that have several
 TARGETS: dict[str, Callable[[Path], Any]] = {"duckdb": DuckDBLab, "parquet": ParquetLab, "delta": DeltaLab, "postgres": PostgresTargetLab,
                                              "sqlserver": SqlServerTargetLab}
