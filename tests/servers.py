@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -42,10 +43,28 @@ def postgres(*options: str) -> str:
     atexit.register(run, "pg_ctl", "stop", "-w", "-m", "immediate")
     url = f"postgresql://skylift@127.0.0.1:{port}/postgres"
     _controls[url] = lambda *arguments: run("pg_ctl", *arguments, "-w", "-m", "immediate")
+    _folders[url] = folder / "data"
     return url
 
 
 _controls: dict[str, Callable[..., None]] = {}
+_folders: dict[str, Path] = {}
+
+
+def postgres_folder(url: str) -> Path:
+    """Where the server's data is."""
+    if url not in _folders:
+        pytest.skip("only a server that the tests have started is stopped by them")
+    return _folders[url]
+
+
+def signal_postgres(url: str, number: int) -> None:
+    """Send all processes of the server a signal, such as SIGSTOP."""
+    postmaster = int((postgres_folder(url) / "postmaster.pid").read_text().split()[0])
+    os.kill(postmaster, number)
+    for child in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split():
+        with suppress(ProcessLookupError):
+            os.kill(int(child), number)
 
 
 def control_postgres(url: str, *arguments: str) -> None:

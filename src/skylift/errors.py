@@ -10,6 +10,7 @@
     │   ├── ValueRefused        a value the target cannot hold exactly
     │   ├── SourceChanged       rows moved under an untracked copy
     │   └── NotVerified         counts or hashes of source and target differ
+    ├── SourceFailed        the source is gone and does not come back: the run fails, exit 1
     ├── TargetFailed        the target as a whole is unusable (full, gone, read-only): the run fails, exit 1
     └── Transient           tried again after a pause (locked file, lost connection)
 
@@ -77,6 +78,10 @@ class SourceChanged(CopyError):
 
 class NotVerified(CopyError):
     code = "NotVerified"
+
+
+class SourceFailed(SkyliftError):
+    code = "SourceFailed"
 
 
 class TargetFailed(SkyliftError):

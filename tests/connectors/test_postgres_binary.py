@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
+from skylift.connectors.postgres import connect
 from skylift.connectors.postgres_binary import Decoder, copy_out
 from skylift.connectors.postgres_load import column_type, copy_in, fit, on_the_wire
 from skylift.errors import CopyError, ValueRefused
@@ -60,7 +62,7 @@ ROWS = st.lists(st.tuples(*(st.none() | values for _, values in COLUMNS.values()
 
 @pytest.fixture(scope="module")
 def server(postgres_url):
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
+    with connect(make_url(postgres_url)) as connection:
         connection.execute("set timezone = 'UTC'")
         connection.execute(f"create temp table t ({', '.join(f'{name} {column_type(kind)}' for name, (kind, _) in COLUMNS.items())})")
         yield connection

@@ -337,7 +337,8 @@ def test_a_read_only_database_is_told_at_set_up_and_one_that_becomes_so_ends_the
     source.execute(source.ddl("t", ITEM, KEY), insert("t", simple(0, 3)))
     writer, reader = open_target(target.url), open_source(source.url)
     database = make_url(target.url).database
-    target.execute(f"alter database {database} set default_transaction_read_only = on")
+    target.execute(f"alter database {database} set default_transaction_read_only = on",       # for sessions that begin after this
+                   "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")
 
     with pytest.raises(SetupError, match="it is read-only"):
         open_target(target.url)
@@ -422,7 +423,7 @@ def small_batches(batches):
 
 def test_a_server_that_stays_away_ends_the_run_with_the_reason(source, own_server, monkeypatch):
     target = own_server
-    monkeypatch.setattr("skylift.connectors.postgres.RECONNECT_S", 1)
+    monkeypatch.setattr("skylift.connectors.pooling.RECONNECT_S", 1)
     source.execute(source.ddl("t", ITEM, KEY), insert("t", simple(0, 3)))
     reader, writer = open_source(source.url), open_target(target.url)
     tasks = [CopyTask("", t.name, t, TargetName("", t.name)) for t in reader.tables()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from skylift.errors import Conflict, CopyError, NotFound, SetupError, SkyliftError, StateError, TargetFailed, Transient
+from skylift.errors import Conflict, CopyError, NotFound, SetupError, SkyliftError, SourceFailed, StateError, TargetFailed, Transient
 
 RETRY_AFTER_S = 5
 
@@ -57,7 +57,7 @@ def of_service(error: SkyliftError) -> ODataError:
     if error.hint:
         message += f" {error.hint[:1].upper()}{error.hint[1:].rstrip('.')}."
     match error:
-        case SetupError() | StateError() | CopyError() | TargetFailed():
+        case SetupError() | StateError() | CopyError() | SourceFailed() | TargetFailed():
             return ODataError(400, "Application_DialogException", message, skylift_code=error.code)
         case NotFound():
             return ODataError(404, "Internal_RecordNotFound", message, skylift_code=error.code)

@@ -6,6 +6,7 @@ No primary keys are built: DuckDB's ART indexes must fit in memory and slow bulk
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -157,7 +158,7 @@ class DuckDBTarget:
         except duckdb.OutOfMemoryException as error:
             raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}", hint="free disk space for DuckDB to spill to") from None
         except duckdb.TransactionException as error:
-            if "onflict" not in str(error):         # a commit that could not be written
+            if not re.search("onflict|another transaction", str(error)):     # a commit that could not be written
                 raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}",
                                    hint="free space or restore access, then run again: what has arrived stays") from None
             raise Transient(f"DuckDB file {self.path}: {first_line(error)}") from None

@@ -41,7 +41,7 @@ from skylift.connectors.mysql_types import (
     selected,
 )
 from skylift.connectors.pooling import Pool
-from skylift.errors import SetupError, Transient, ValueRefused
+from skylift.errors import SetupError, SourceFailed, Transient, ValueRefused
 from skylift.losses import Losses
 from skylift.model import KeyRange, Table, Watermark
 
@@ -80,7 +80,7 @@ class MySqlSource:
         self.url = url
         self.name = url.database or ""
         self.read_only = url.query.get("mode") == "ro"
-        self._pool = Pool(lambda: connect(url), alive)
+        self._pool = Pool(lambda: connect(url), SourceFailed, alive)
         self._facts: dict[str, Facts] = {}
         self._snapshots: queue.Queue[Connection] | None = None
         self.feed = ChangeLog(self)

@@ -133,7 +133,7 @@ def _connect_error(url: URL, error: Exception) -> SkyliftError:
     code, text = _parts(error)
     if code in _LIMITS:
         return Transient(f"{where(url)}: {text}", code=LIMIT, hint="raise max_connections or max_user_connections, or close others")
-    if code in (1053, 1079, 2013, 2055):
+    if code in (1053, 1079):
         return Transient(f"{where(url)}: {text}", hint="it is tried again")
     if code in (1045, 1698, 1251, 1862, 1820, 3118, 4151, 1275):
         return SetupError(f"{where(url)}: the login was rejected: {text}",

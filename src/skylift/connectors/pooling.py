@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
-from skylift.errors import SetupError, Transient
+from skylift.errors import SetupError, SkyliftError, SourceFailed, TargetFailed, Transient
 
 RECONNECT_S = 20                   # how long a server that has been there may be away: restarted, failed over
 CONNECTION_WAIT_S = 60             # how long to wait for another thread's connection where the server grants no more
@@ -26,9 +26,12 @@ C = TypeVar("C", bound=Closable)
 class Pool(Generic[C]):
     """What `connect` opens. A connection that saw an error is closed, not given back."""
 
-    def __init__(self, connect: Callable[[], C], alive: Callable[[C], bool] = lambda connection: True) -> None:
-        """Opens the first connection, whose error says what is wrong with the URL. `alive`: whether an idle one can still be used."""
-        self._connect, self._alive = connect, alive
+    def __init__(self, connect: Callable[[], C], failed: type[SourceFailed] | type[TargetFailed],
+                 alive: Callable[[C], bool] = lambda connection: True) -> None:
+        """Opens the first connection, whose error says what is wrong with the URL. `failed`: raised where there is none any more, and
+        the run ends with it. `alive`: whether an idle one can still be used.
+        """
+        self._connect, self._failed, self._alive = connect, failed, alive
         self._idle = [(connect(), time.monotonic())]       # with the time since when
         self._used = 0
         self._closed = False
@@ -36,6 +39,7 @@ class Pool(Generic[C]):
 
     @contextmanager
     def connection(self) -> Iterator[C]:
+        """Errors that mean a lost connection leave the block as Transient."""
         connection = self._take()
         try:
             yield connection
@@ -50,7 +54,7 @@ class Pool(Generic[C]):
     def _take(self) -> C:
         with self._changed:
             if self._closed:
-                raise Transient("the connection has been closed")
+                raise self._failed("the connection has been closed")
             self._used += 1
         try:
             while idle := self._pop():
@@ -72,18 +76,23 @@ class Pool(Generic[C]):
         while True:
             try:
                 return self._connect()
-            except Transient as error:
+            except (SetupError, Transient) as error:       # the first one was had with the same URL
                 if error.code == LIMIT:
+                    began = time.monotonic()
                     with self._changed:
                         self._changed.wait_for(lambda: self._idle or self._used == 1, CONNECTION_WAIT_S)
-                        if self._idle:
-                            return self._idle.pop()[0]
+                    if idle := self._pop():
+                        return idle[0]
+                    if self._used > 1:             # each may wait for the other's: both begin again
+                        raise
+                    until += time.monotonic() - began
                 if time.monotonic() > until:
-                    raise
-            except SetupError as error:            # it has been reached before with the same URL
-                if time.monotonic() > until:
-                    raise Transient(error.message, hint=error.hint) from None
+                    raise self._lost(error) from None
             time.sleep(0.5)
+
+    def _lost(self, error: SkyliftError) -> SkyliftError:
+        """A server that says that it will be back may be tried again; for others the run has waited long enough."""
+        return error if isinstance(error, Transient) and error.code != LIMIT else self._failed(error.message, hint=error.hint)
 
     def _give_back(self, connection: C | None) -> None:
         with self._changed:

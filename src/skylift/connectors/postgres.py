@@ -7,25 +7,28 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pyarrow as pa
+from psycopg import errors as pg
+from psycopg.abc import RV, PQGen
 from psycopg.conninfo import make_conninfo
-from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+from psycopg.waiting import Wait
 from sqlalchemy.engine import URL
 
+from skylift.connectors.pooling import LIMIT, Pool
 from skylift.connectors.sql import fit, quote
-from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
+from skylift.errors import CopyError, SetupError, SkyliftError, SourceFailed, TargetFailed, Transient, ValueRefused
 
 DEFAULT_SCHEMA = "public"          # of tables whose namespace, or whose target's schema, is ''
 PG_BINARY = "pg_binary"            # format: one binary column, each value a row as it stands in binary COPY, without header and trailer
 MAX_NAME_BYTES = 63                # PostgreSQL cuts longer names with no more than a NOTICE
-RECONNECT_S = 20                   # how long a server that has been there may be away: restarted, failed over
-CONNECTION_WAIT_S = 60             # how long to wait for another thread's connection where the server grants no more
+SILENT_S = 30                      # after which a server that says nothing is asked whether it is there, in a connection of its own
 
 # A peer that is gone without a word is found out within about a minute, whether skylift reads or writes.
 _PARAMETERS = {"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "20", "keepalives_interval": "10", "keepalives_count": "4",
@@ -35,6 +38,7 @@ _PARAMETERS = {"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "2
 _SETTINGS = """set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'iso_8601'; set bytea_output = 'hex';
 set extra_float_digits = 1; set lock_timeout = '30s'; set statement_timeout = 0; set search_path = public;
 set idle_in_transaction_session_timeout = 0; set client_min_messages = warning; set row_security = off"""
+_LATER_SETTINGS = {140000: "set idle_session_timeout = 0", 170000: "set transaction_timeout = 0"}
 
 # What a column moves as between databases of different kinds: by its type as format_type() spells it, without the modifier.
 # Everything else (json, arrays, intervals, enums, ranges, network addresses, numeric without precision ...) moves as the
@@ -74,7 +78,7 @@ def where(url: URL) -> str:
     return f"PostgreSQL database '{url.database}' on {url.host or 'the local socket'}{f':{url.port}' if url.port else ''}"
 
 
-def connect(url: URL) -> psycopg.Connection:
+def connect(url: URL) -> Connection:
     """A new connection in autocommit mode. Raises SetupError saying what is wrong, Transient where it may pass by itself."""
     if not url.database:
         raise SetupError("the PostgreSQL URL names no database", hint="write postgresql://user:password@host:5432/database")
@@ -86,12 +90,14 @@ def connect(url: URL) -> psycopg.Connection:
     except psycopg.ProgrammingError as error:
         raise SetupError(f"{where(url)}: {_first_line(error)}", hint="see the parameters of libpq") from None
     try:
-        connection = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+        connection.conninfo = conninfo
         if connection.info.server_version < 130000:
             connection.close()
             raise SetupError(f"{where(url)}: the server is version {connection.info.server_version // 10000}",
                              hint="skylift needs PostgreSQL 13 or later")
-        connection.execute(_SETTINGS)
+        version = connection.info.server_version
+        connection.execute("; ".join([_SETTINGS, *(setting for since, setting in _LATER_SETTINGS.items() if version >= since)]))
         return connection
     except psycopg.Error as error:
         raise _connect_error(url, error) from None
@@ -101,7 +107,7 @@ def _connect_error(url: URL, error: psycopg.Error) -> SkyliftError:
     """libpq hands out no SQLSTATE here, only words, in the server's language: what is not understood is told as it is."""
     text = _first_line(error).removeprefix("connection failed: ")
     if re.search(r"too many (clients|connections)|connection slots are reserved", text):
-        return Transient(f"{where(url)}: {text}", code="ConnectionLimit",
+        return Transient(f"{where(url)}: {text}", code=LIMIT,
                          hint="raise the server's connection limit, or close other connections")
     if re.search(r"starting up|shutting down|in recovery mode|not yet accepting connections", text):
         return Transient(f"{where(url)}: {text}", hint="it is tried again")
@@ -117,77 +123,63 @@ def _connect_error(url: URL, error: psycopg.Error) -> SkyliftError:
     return SetupError(f"{where(url)}: {text}", hint=hint)
 
 
-class Connections:
-    """A pool, grown as threads ask. A connection that is left in the middle of something is closed, not given back."""
+class Connection(psycopg.Connection[TupleRow]):
+    """One that does not wait without end for a server that no longer runs, though its machine still takes what is sent.
 
-    def __init__(self, url: URL) -> None:
-        self.url = url
-        self._idle: list[psycopg.Connection] = []
-        self._used = 0
-        self._closed = False
-        self._changed = threading.Condition()
+    A step of any length is waited for as long as the server is there; TCP's own timers see to a machine that is gone.
+    """
 
-    @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection]:
-        connection = self._take()
+    conninfo = ""
+
+    def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
+        return super().wait(self._watched(gen), *args, **options)
+
+    def until_readable(self) -> None:
+        """Returns when the server has sent something."""
+
+        def readable() -> PQGen[None]:
+            while not (yield Wait.R):
+                pass
+
+        self.wait(readable())
+
+    def _watched(self, gen: PQGen[RV]) -> PQGen[RV]:
+        """Passes on what psycopg's generator and its poll loop tell each other, which is 0 each 0.1 s where nothing happens."""
+        asked = time.monotonic()
         try:
-            yield connection
-        finally:
-            lost = connection.broken
-            if connection.info.transaction_status != TransactionStatus.IDLE:
-                connection.close()                 # ends whatever was under way, at once
-            self._give_back(connection, lost)
+            state = next(gen)
+            while True:
+                ready = yield state
+                if ready:
+                    asked = time.monotonic()
+                elif time.monotonic() - asked > SILENT_S:
+                    self.ask_server()
+                    asked = time.monotonic()
+                state = gen.send(ready)
+        except StopIteration as end:
+            return end.value
 
-    def _take(self) -> psycopg.Connection:
-        with self._changed:
-            if self._closed:
-                raise TargetFailed(f"{where(self.url)}: the connection has been closed")
-            self._used += 1
-            if self._idle:
-                return self._idle.pop()
+    def ask_server(self) -> None:
+        """Raises OperationalError, and closes the connection, if the server gives a new connection no answer at all."""
         try:
-            return self._open()
-        except BaseException:
-            self._give_back(None)
-            raise
+            psycopg.connect(self.conninfo).close()
+        except pg.ConnectionTimeout:
+            self.close()
+            raise psycopg.OperationalError(f"the server has said nothing for {SILENT_S} s and answers nobody") from None
+        except psycopg.Error:                      # such as too many connections: an answer
+            pass
 
-    def _open(self) -> psycopg.Connection:
-        """Waits for a server that is restarted, and for another thread's connection where the server grants no more."""
-        until = time.monotonic() + RECONNECT_S
-        while True:
-            try:
-                return connect(self.url)
-            except Transient as error:
-                if error.code == "ConnectionLimit":
-                    with self._changed:
-                        self._changed.wait_for(lambda: self._idle or self._used == 1, CONNECTION_WAIT_S)
-                        if self._idle:
-                            return self._idle.pop()
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.5)
-            except SetupError as error:            # it has been reached before with the same URL
-                if time.monotonic() > until:
-                    raise TargetFailed(error.message, hint=error.hint) from None
-                time.sleep(0.5)
 
-    def _give_back(self, connection: psycopg.Connection | None, lost: bool = False) -> None:
-        with self._changed:
-            self._used -= 1
-            if connection and not connection.closed:
-                self._idle.append(connection)
-            if lost or self._closed:               # with one connection all are lost that were opened to the same server before
-                self._close_idle()
-            self._changed.notify_all()
+def pool(url: URL, failed: type[SourceFailed] | type[TargetFailed]) -> Pool[Connection]:
+    return Pool(lambda: connect(url), failed, _alive)
 
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._close_idle()
 
-    def _close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+def _alive(connection: Connection) -> bool:
+    try:
+        connection.execute("select 1")
+        return True
+    except psycopg.Error:
+        return False
 
 
 # ------------------------------------------------------------------ errors
@@ -207,8 +199,7 @@ def explained(error: psycopg.Error, url: URL, table: str = "") -> SkyliftError:
     text = ". ".join(filter(None, (_first_line(error), error.diag.message_detail)))
     if not state and isinstance(error, psycopg.DataError):
         return ValueRefused(f"{place}: {text}")
-    lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state
-    if lost or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "57P05"):
+    if is_lost(error) or state[:2] == "08" or state in ("57P01", "57P02", "57P03", "57P05"):
         return Transient(f"{where(url)}: the connection was lost: {text}", hint="it is tried again")
     if state in ("40001", "40P01", "55P03", "55006"):
         return Transient(f"{place}: {text}", hint="it is tried again")
@@ -222,6 +213,12 @@ def explained(error: psycopg.Error, url: URL, table: str = "") -> SkyliftError:
     if state == "42501":
         return CopyError(f"{place}: user '{url.username}' lacks a right: {text}", hint="grant it, then run again")
     return CopyError(f"{place}: {text}", hint=error.diag.message_hint or "")
+
+
+def is_lost(error: psycopg.Error) -> bool:
+    """Told by libpq, not by the server, which would give a code; what psycopg knows as nothing more special than an error is libpq's."""
+    return not error.sqlstate and (isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+                                   or type(error) is psycopg.DatabaseError)
 
 
 def _first_line(error: Exception) -> str:

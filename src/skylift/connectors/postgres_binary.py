@@ -8,15 +8,14 @@ and as pgpq encodes what a target gets, encoder and decoder share no code: each 
 
 from __future__ import annotations
 
-import select
-
 import numba as nb
 import numpy as np
 import psycopg
 import pyarrow as pa
-from psycopg import pq
+from psycopg import generators, pq
 
 from skylift.connectors import Batches
+from skylift.connectors.postgres import Connection
 from skylift.errors import CopyError, SkyliftError, ValueRefused
 from skylift.model import Table
 
@@ -40,20 +39,19 @@ _REFUSALS = {_NO_NUMBER: "the value is infinite or not a number, and has no coun
 # ------------------------------------------------------------------ from the database
 
 
-def copy_out(connection: psycopg.Connection, sql: str, batch_bytes: int = BATCH_BYTES) -> Batches:
+def copy_out(connection: Connection, sql: str, batch_bytes: int = BATCH_BYTES) -> Batches:
     """The rows of a query as they stand in binary COPY: batches of the schema ROW. Raises psycopg.Error.
 
     Stopping early closes the connection: that is how the server is told at once. libpq's own calls take two thirds of what
     psycopg's `cursor.copy` does, a row at a time; waiting leaves the interpreter lock to others.
     """
     server, finished = connection.pgconn, False
-    begun = server.exec_(f"copy ({sql}) to stdout (format binary)".encode())
+    server.send_query(f"copy ({sql}) to stdout (format binary)".encode())
+    [begun] = connection.wait(generators.execute(server))
     if begun.status != pq.ExecStatus.COPY_OUT:
         raise psycopg.errors.error_from_result(begun, encoding="utf-8")
     try:
         data, ends, skip, take = bytearray(), [0], len(SIGNATURE) + 8, server.get_copy_data
-        readable = select.poll()
-        readable.register(server.socket, select.POLLIN)
         while True:
             size, message = take(1)                # PostgreSQL sends one message a row
             if size > 2:                           # two bytes are the trailer
@@ -67,11 +65,11 @@ def copy_out(connection: psycopg.Connection, sql: str, batch_bytes: int = BATCH_
                     yield _row_batch(data, ends)
                     data, ends = bytearray(), [0]
             elif size == 0:
-                readable.poll()
+                connection.until_readable()
                 server.consume_input()
             elif size < 0:
                 break
-        results = [*iter(server.get_result, None)]
+        results = connection.wait(generators.fetch_many(server))
         finished = True
         for result in results:
             if result.status != pq.ExecStatus.COMMAND_OK:

@@ -54,7 +54,12 @@ select c.oid::int8, c.nspname, c.relname, c.relkind = 'p', pg_has_role(c.relowne
         (select from pg_subscription_rel where srrelid = any (p.oids)) as by_row,
     md5(concat_ws('/', p.files, (select string_agg(case a.attcollation when 0 then '' when 100 then %(default_collation)s
         else concat(a.attcollation, pg_collation_actual_version(a.attcollation)) end, ',' order by a.attnum)
-        from pg_attribute a where a.attrelid = c.oid and a.attnum = any (c.key)))),
+        from pg_attribute a where a.attrelid = c.oid and a.attnum = any (c.key)))), p.files,
+    case when row_security_active(c.oid) then 'BYPASSRLS'
+        when not has_schema_privilege(c.relnamespace, 'usage') then 'USAGE on schema ' || quote_ident(c.nspname)
+        when not (select bool_and(has_column_privilege(c.oid, attnum, 'select')) from pg_attribute
+            where attrelid = c.oid and attnum > 0 and not attisdropped)
+        then format('SELECT on table %%I.%%I', c.nspname, c.relname) else '' end,
     columns.names, columns.types,
     array(select a.attname from unnest(c.key) with ordinality k(number, place) join pg_attribute a
         on a.attrelid = c.oid and a.attnum = k.number order by k.place)::text[]
@@ -77,6 +82,9 @@ from chosen c, lateral (
 ) columns
 where columns.names is not null order by c.nspname, c.relname
 """
+# The same as `files`, now. What a transaction has locked by reading it stays as it was read.
+FILES = """select string_agg(concat(l.oid, ':', pg_relation_filenode(l.oid)), ',' order by l.oid) from pg_class l
+    where l.oid in (select %(oid)s::oid union select relid from pg_partition_tree(%(oid)s::oid::regclass))"""
 # The version of the default collation; whether the server can tell it directly.
 _DEFAULT_COLLATION = {
     True: "select concat(oid, pg_database_collation_actual_version(oid)) from pg_database where datname = current_database()",
@@ -97,6 +105,8 @@ class Facts:
     local: bool                     # no partition is a foreign table
     by_row: bool                    # statements on other tables touch its rows: inheritance, logical replication into it
     relation: str                   # another value: rows may have changed without a statement
+    files: str                      # of the table and its partitions
+    lacking: str                    # a right without which its rows cannot be read
     key: tuple[tuple[str, str], ...]    # names and declared types
     name: str                       # as SQL spells it
     names: tuple[str, ...]          # of it and of all partitions
@@ -110,8 +120,8 @@ def read_catalogue(connection: psycopg.Connection, only: Iterable[Table] | None 
     values = {"default_collation": collation, "namespaces": [n for n, _ in wanted] if wanted is not None else None,
               "names": [n for _, n in wanted] if wanted is not None else None}
     found: dict[str, tuple[Table, Facts]] = {}
-    for (oid, namespace, name, partitioned, owned, identified, oids, spelled, permanent, local, by_row, relation, columns, types,
-         names) in connection.execute(_QUERY, values):
+    for (oid, namespace, name, partitioned, owned, identified, oids, spelled, permanent, local, by_row, relation, files, lacking, columns,
+         types, names) in connection.execute(_QUERY, values):
         table = Table(name, pa.schema([pa.field(c, arrow_type(t)) for c, t in zip(columns, types, strict=True)]), tuple(names),
                       source_types=tuple(types), namespace="" if namespace == DEFAULT_SCHEMA else namespace,
                       format=PG_BINARY if all(_MODIFIER.sub("", t) in _SAME_EVERYWHERE for t in types) else ARROW)
@@ -120,6 +130,6 @@ def read_catalogue(connection: psycopg.Connection, only: Iterable[Table] | None 
         declared = dict(zip(columns, types, strict=True))
         full = f"{quote(namespace)}.{quote(name)}"
         found[table.path] = table, Facts(oid, tuple(oids), partitioned, owned, identified, permanent, local, by_row or partitioned,
-                                         relation, tuple((k, declared[k]) for k in names), full, tuple(spelled),
+                                         relation, files, lacking, tuple((k, declared[k]) for k in names), full, tuple(spelled),
                                          full if partitioned else f"only {full}")
     return list(found.values())

@@ -24,7 +24,8 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from skylift.connectors import SWEEP, Batches, Changes
-from skylift.connectors.postgres_catalog import Facts
+from skylift.connectors.postgres import Connection
+from skylift.connectors.postgres_catalog import FILES, Facts
 from skylift.connectors.postgres_log import ChangeLog
 from skylift.connectors.postgres_slot import Slot
 from skylift.connectors.postgres_snapshot import GONE, Snapshot
@@ -222,6 +223,16 @@ class Feeds:
             snapshot.join(connection)
         return snapshot
 
+    def check(self, connection: psycopg.Connection, path: str) -> None:
+        """After a table was read: raises SourceChanged where its snapshot may have shown it without rows that it had.
+
+        TRUNCATE and what rewrites a table do that to older snapshots (https://www.postgresql.org/docs/current/mvcc-caveats.html).
+        """
+        if tracked := self._tracked.get(path):
+            [(files,)] = connection.execute(FILES, {"oid": tracked.facts.oid}).fetchall()
+            if files != tracked.facts.files:
+                raise SourceChanged(f"{path}: the table was emptied or rewritten while it was read")
+
     def changed(self, since: Mapping[str, Watermark]) -> set[str]:
         found: set[str] = set()
         with self._source.connection() as connection:
@@ -258,10 +269,14 @@ class Feeds:
                 raise SourceChanged(f"{table.path}: what was touched cannot be told, as its key columns were altered meanwhile")
             if keys and not table.key:
                 raise SourceChanged(f"{table.path}: rows changed, and without a primary key the feed cannot tell which")
-            yield Changes(self._keys(connection, table, keys), self._rows(connection, table, keys), None,
-                          lambda: self._watermark(tracked))
 
-    def _keys(self, connection: psycopg.Connection, table: Table, keys: Sequence[Sequence[str]]) -> pa.Table:
+            def seal() -> Watermark:
+                self.check(connection, table.path)
+                return self._watermark(tracked)
+
+            yield Changes(self._keys(connection, table, keys), self._rows(connection, table, keys), None, seal)
+
+    def _keys(self, connection: Connection, table: Table, keys: Sequence[Sequence[str]]) -> pa.Table:
         """The keys, given as text, with the types that they move as."""
         key = key_table(table)
         batches: list[pa.RecordBatch] = []
@@ -271,7 +286,7 @@ class Feeds:
             batches += self._source.batches(connection, key, f"from (select {columns} from {given}) k")
         return pa.Table.from_batches(batches, key.schema)
 
-    def _rows(self, connection: psycopg.Connection, table: Table, keys: Sequence[Sequence[str]]) -> Batches:
+    def _rows(self, connection: Connection, table: Table, keys: Sequence[Sequence[str]]) -> Batches:
         """The rows that exist of these keys, each once: its key is compared as a value, for the index, and as text.
 
         Values that are equal may differ as text, where a collation ignores case or a number has zeros at its end.

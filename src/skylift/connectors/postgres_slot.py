@@ -50,24 +50,25 @@ class Slot:
 
         '' for a table that has just joined and is still being written by who began before.
         """
-        [(self._name, possible, state)] = connection.execute("""
+        [(self._name, possible, state, published)] = connection.execute("""
             select '_skylift_' || substr(md5(concat(d.oid, '/', %s::text)), 1, 12), current_setting('wal_level') = 'logical' and
                 (select rolsuper or rolreplication or exists (select from pg_roles where rolname in ('rds_replication', 'rds_superuser',
                     'azure_pg_admin', 'cloudsqlsuperuser') and pg_has_role(oid, 'member')) from pg_roles where rolname = current_user)
-                and has_database_privilege(d.oid, 'create'), s.wal_status
-            from pg_database d left join pg_replication_slots s
-                on s.slot_name = '_skylift_' || substr(md5(concat(d.oid, '/', %s::text)), 1, 12) where d.datname = current_database()""",
-            (consumer, consumer)).fetchall()
+                and has_database_privilege(d.oid, 'create'), s.wal_status, p.oid is not null
+            from pg_database d
+                left join pg_replication_slots s on s.slot_name = '_skylift_' || substr(md5(concat(d.oid, '/', %s::text)), 1, 12)
+                left join pg_publication p on p.pubname = '_skylift_' || substr(md5(concat(d.oid, '/', %s::text)), 1, 12)
+            where d.datname = current_database()""", (consumer, consumer, consumer)).fetchall()
         if not possible or not (tables or known):
             return {}
-        alive = state not in (None, "lost")
+        alive = published and state not in (None, "lost")
         if known and not alive:
-            self.trouble = ("the replication slot was lost: more had been written than max_slot_wal_keep_size lets it keep" if state else
-                            "the replication slot is gone")
+            self.trouble = ("the replication slot was lost: more had been written than max_slot_wal_keep_size lets it keep"
+                            if state == "lost" else "the replication slot or its publication is gone")
         try:
-            self._publish(connection, tables)
+            joined = self._publish(connection, tables)
+            known = {oid: generation for oid, generation in known.items() if alive and oid not in joined}
             if not alive:
-                known = {}
                 self._drop_slot(connection)
                 connection.execute(f"set statement_timeout = '{WAIT_S}s'")
                 connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (self._name,))
@@ -78,8 +79,8 @@ class Slot:
         settled = self._settled(connection, [oid for facts in tables if facts.oid not in known for oid in facts.oids])
         return {facts.oid: known.get(facts.oid) or (secrets.token_hex(8) if settled else "") for facts in tables}
 
-    def _publish(self, connection: psycopg.Connection, tables: Sequence[Facts]) -> None:
-        """Make these tables members of the publication. Those that would make an application's updates fail leave it."""
+    def _publish(self, connection: psycopg.Connection, tables: Sequence[Facts]) -> set[int]:
+        """Make these tables members of the publication; who has joined. Those that would make an application's updates fail leave it."""
         if not connection.execute("select from pg_publication where pubname = %s", (self._name,)).fetchall():
             connection.execute(f"create publication {self._name} with (publish = 'insert, update, delete',"
                                " publish_via_partition_root = true)")
@@ -90,9 +91,10 @@ class Slot:
         unfit = set(members) - {facts.oid for facts in tables}
         for oid in unfit & {facts.oid for facts in self._source.known() if not facts.identified}:
             connection.execute(f"alter publication {self._name} drop table only {members[oid]}")
-        new = [facts.sql for facts in tables if facts.oid not in members]
+        new = [facts for facts in tables if facts.oid not in members]
         if new:
-            connection.execute(f"alter publication {self._name} add table {', '.join(new)}")
+            connection.execute(f"alter publication {self._name} add table {', '.join(facts.sql for facts in new)}")
+        return {facts.oid for facts in new}
 
     def _settled(self, connection: psycopg.Connection, oids: Sequence[int]) -> bool:
         """Wait for whoever wrote to these tables before they were published: no feed has those rows, so a snapshot must see them.
@@ -125,7 +127,7 @@ class Slot:
             held = {oid: position for oid, position in held.items() if oid in positions}
         place = self._told.place_before(min(held.values(), default=self._told.snapshot.position))
         if place:
-            with suppress(pg.ObjectNotInPrerequisiteState):      # it stands there already
+            with suppress(pg.ObjectNotInPrerequisiteState, pg.UndefinedObject):     # it stands there already; it is gone
                 connection.execute("select pg_replication_slot_advance(%s, %s)", (self._name, place))
 
     def drop(self, connection: psycopg.Connection, consumer: str = "") -> None:
@@ -150,18 +152,17 @@ class Slot:
         with self._lock:
             if self._told is None or self._told.snapshot is not snapshot:
                 told = Told(snapshot, {facts.oid: [name for name, _ in facts.key] for facts in self._source.known()})
-                try:
-                    with (self._source.connection() as connection, connection.transaction(),
-                          connection.cursor("peek", binary=True) as cursor):
-                        cursor.itersize = 5000
-                        cursor.execute("select data from pg_logical_slot_peek_binary_changes(%s, %s, null, 'proto_version', '1',"
-                                       " 'publication_names', %s)", (self._name, snapshot.lsn, self._name))
-                        for (message,) in cursor:
-                            told.take(message)
-                except (pg.UndefinedObject, pg.ObjectNotInPrerequisiteState) as error:       # the publication or the slot is gone
-                    self.trouble = f"the replication slot cannot be read: {error.diag.message_primary}"
-                    told.untellable = self.trouble
-                    with self._source.connection() as connection:
+                with self._source.connection() as connection:
+                    try:
+                        with connection.transaction(), connection.cursor("peek", binary=True) as cursor:
+                            cursor.itersize = 5000
+                            cursor.execute("select data from pg_logical_slot_peek_binary_changes(%s, %s, null, 'proto_version', '1',"
+                                           " 'publication_names', %s)", (self._name, snapshot.lsn, self._name))
+                            for (message,) in cursor:
+                                told.take(message)
+                    except (pg.UndefinedObject, pg.ObjectNotInPrerequisiteState) as error:   # the publication or the slot is gone
+                        self.trouble = f"the replication slot cannot be read: {error.diag.message_primary}"
+                        told.untellable = self.trouble
                         self._drop_slot(connection)
                 self._told = told
             return self._told

@@ -19,12 +19,12 @@ from psycopg import sql
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, Changes
-from skylift.connectors.postgres import Connections, connect, selected, told, where
+from skylift.connectors.postgres import Connection, pool, selected, told, where
 from skylift.connectors.postgres_binary import Decoder, copy_out
 from skylift.connectors.postgres_catalog import Facts, read_catalogue
 from skylift.connectors.postgres_feeds import Feeds
 from skylift.connectors.sql import quote
-from skylift.errors import CopyError, SetupError, SourceChanged
+from skylift.errors import CopyError, SetupError, SourceChanged, SourceFailed
 from skylift.losses import Losses
 from skylift.model import ARROW, KeyRange, Table, Watermark
 
@@ -42,8 +42,6 @@ def open_source(url: URL) -> PostgresSource:
     if not isinstance(asked, str) or asked not in FEEDS:
         raise SetupError(f"{where(url)}: feed is neither 'triggers' nor 'none'", hint="leave it out for the best feed that can be had")
     url = url.difference_update_query(["feed"])
-    with connect(url):                             # what is wrong is told now
-        pass
     return PostgresSource(url, FEEDS[asked])
 
 
@@ -55,7 +53,7 @@ class PostgresSource:
     def __init__(self, url: URL, feeds: Sequence[str]) -> None:
         self.url = url
         self.name = str(url.database)
-        self._connections = Connections(url)
+        self._connections = pool(url, SourceFailed)
         self._facts: dict[str, Facts] = {}
         self._lock = threading.Lock()
         self.feeds = Feeds(self, feeds)
@@ -66,7 +64,7 @@ class PostgresSource:
         return []
 
     def tables(self) -> list[Table]:
-        with told(self.url), self._connections.connection() as connection:
+        with self._connections.connection() as connection, told(self.url):
             found = read_catalogue(connection)
         with self._lock:
             self._facts = {table.path: facts for table, facts in found}
@@ -89,9 +87,17 @@ class PostgresSource:
             raise CopyError(f"{table.path}: the source no longer has this table")
         return self._facts[table.path]
 
+    def _readable(self, table: Table) -> Facts:
+        """Raises CopyError naming the right that is missing."""
+        facts, user = self.facts(table), quote(self.url.username or "")
+        if facts.lacking:
+            raise CopyError(f"{table.path}: user {user} lacks the right {facts.lacking}", code="Permission",
+                            hint=f"alter role {user} bypassrls" if facts.lacking == "BYPASSRLS" else f"grant {facts.lacking} to {user}")
+        return facts
+
     def measure(self, table: Table) -> Table:
         """From the statistics, scaled to the pages that there are now, as PostgreSQL's own planner does."""
-        facts = self.facts(table)
+        facts = self._readable(table)
         with self.connection(table.path) as connection:
             pages, known_pages, known_rows, size_bytes = self.row(connection, """
                 select coalesce(sum(pg_relation_size(oid)), 0)::int8 / current_setting('block_size')::int8, sum(greatest(relpages, 0)),
@@ -149,7 +155,7 @@ class PostgresSource:
     # -------------------------------------------------------------- rows
 
     def read(self, table: Table, keys: KeyRange) -> Batches:
-        facts = self.facts(table)
+        facts = self._readable(table)
         with self.reading(table) as connection:
             yield from self.batches(connection, table, f"from {facts.sql} where {_range_sql(table, keys)}")
             bound = keys.lo or keys.hi
@@ -157,8 +163,9 @@ class PostgresSource:
                 [file] = self.row(connection, "select pg_relation_filenode(%s::oid)::int8", facts.oid)
                 if file != bound[1]:
                     raise SourceChanged(f"{table.path}: the table was rewritten while it was read, and has no primary key")
+            self.feeds.check(connection, table.path)
 
-    def batches(self, connection: psycopg.Connection, table: Table, tail: str) -> Batches:
+    def batches(self, connection: Connection, table: Table, tail: str) -> Batches:
         """The rows of `select ... <tail>`, all values in it quoted, in the table's format."""
         columns = dict(zip(table.schema.names, map(quote, table.schema.names), strict=True))
         with told(self.url, table.path):
@@ -204,17 +211,17 @@ class PostgresSource:
     # -------------------------------------------------------------- connections
 
     @contextmanager
-    def reading(self, table: Table) -> Iterator[psycopg.Connection]:
+    def reading(self, table: Table) -> Iterator[Connection]:
         """A connection in a read-only transaction that sees the table as its watermark does; else as it is now."""
-        with told(self.url, table.path), self._connections.connection() as connection:
+        with self._connections.connection() as connection, told(self.url, table.path):
             self.feeds.begin(connection, table.path)
             yield connection
             connection.execute("commit")
 
     @contextmanager
-    def connection(self, path: str = "") -> Iterator[psycopg.Connection]:
+    def connection(self, path: str = "") -> Iterator[Connection]:
         """A connection in autocommit mode; errors are about the table of this path."""
-        with told(self.url, path), self._connections.connection() as connection:
+        with self._connections.connection() as connection, told(self.url, path):
             yield connection
 
     def rows(self, connection: psycopg.Connection, query: str, *params: Any) -> list[tuple[Any, ...]]:

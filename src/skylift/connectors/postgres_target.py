@@ -24,10 +24,11 @@ from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.postgres import (
     MAX_NAME_BYTES,
     PG_BINARY,
-    Connections,
+    Connection,
     arrow_type,
     column_name,
-    connect,
+    is_lost,
+    pool,
     selected,
     told,
     where,
@@ -37,7 +38,7 @@ from skylift.connectors.postgres_ddl import column_list, create_sql, give_way, k
 from skylift.connectors.postgres_load import copy_in, fit, held, on_the_wire
 from skylift.connectors.sql import fit as cut
 from skylift.connectors.sql import quote
-from skylift.errors import CopyError, SetupError, Transient
+from skylift.errors import CopyError, SetupError, TargetFailed, Transient
 from skylift.losses import Losses
 from skylift.model import ARROW, Digest, Table, TargetName
 
@@ -58,26 +59,20 @@ _LEDGERS = ("_skylift_tables", "_skylift_copies", "_skylift_ledger")
 
 def open_target(url: URL) -> PostgresTarget:
     """The database at `url`, with its ledger. Raises SetupError naming what is wrong or which right is missing."""
-    with told(url), connect(url) as connection:
-        database, user, read_only = connection.execute(
-            "select current_database(), current_user, pg_is_in_recovery() or current_setting('transaction_read_only')::bool").fetchall()[0]
-        if read_only:
-            raise SetupError(f"{where(url)}: it is read-only", code="ReadOnly",
-                             hint="name the primary server, and see default_transaction_read_only of database and role")
-        if lacking := _lacking(connection, database, user):
-            raise SetupError(f"{where(url)}: user '{user}' lacks the right {lacking[0]}", hint=lacking[1], code="Permission")
-        with connection.transaction():
-            connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
-            if not all(_ledger_tables(connection).values()):
-                connection.execute(_LEDGER)
-    return PostgresTarget(url)
+    target = PostgresTarget(url)
+    try:
+        target.prepare()
+    except BaseException:
+        target.close()
+        raise
+    return target
 
 
-def _ledger_tables(connection: psycopg.Connection) -> dict[str, bool]:
+def _ledger_tables(connection: Connection) -> dict[str, bool]:
     return {name: bool(connection.execute("select to_regclass(%s)", [f"public.{name}"]).fetchall()[0][0]) for name in _LEDGERS}
 
 
-def _lacking(connection: psycopg.Connection, database: str, user: str) -> tuple[str, str] | None:
+def _lacking(connection: Connection, database: str, user: str) -> tuple[str, str] | None:
     """A right without which nothing can be copied, and the statement that grants it."""
     there = _ledger_tables(connection)
     asked = [("database", quote(database), "temporary", "has_database_privilege(current_database(), 'temporary')")]
@@ -101,23 +96,33 @@ class PostgresTarget:
 
     def __init__(self, url: URL) -> None:
         self.url = url
-        self._connections = Connections(url)
+        self._connections = pool(url, TargetFailed)
         self.making_schemas = threading.Lock()
+
+    def prepare(self) -> None:
+        """The ledger is made if it is not there."""
+        with self._connections.connection() as connection, told(self.url):
+            database, user, read_only = connection.execute("select current_database(), current_user, pg_is_in_recovery()"
+                                                           " or current_setting('transaction_read_only')::bool").fetchall()[0]
+            if read_only:
+                raise SetupError(f"{where(self.url)}: it is read-only", code="ReadOnly",
+                                 hint="name the primary server, and see default_transaction_read_only of database and role")
+            if lacking := _lacking(connection, database, user):
+                raise SetupError(f"{where(self.url)}: user '{user}' lacks the right {lacking[0]}", hint=lacking[1], code="Permission")
+            with connection.transaction():
+                connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
+                if not all(_ledger_tables(connection).values()):
+                    connection.execute(_LEDGER)
 
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
         return batch if table.format != ARROW else fit(batch, table, self.losses)
 
     @contextmanager
     def transaction(self) -> Iterator[PostgresTransaction]:
-        with told(self.url), self._connections.connection() as connection:
+        with self._connections.connection() as connection, told(self.url):
             transaction = PostgresTransaction(self, connection)
-            try:
-                yield transaction
-                transaction.commit()
-            except BaseException:
-                with suppress(psycopg.Error):      # of a connection that is lost or in the middle of a COPY; then it is closed
-                    connection.execute("rollback")
-                raise
+            yield transaction
+            transaction.commit()
 
     def states(self) -> dict[TargetName, TableState]:
         rows = self._rows("select schema_name, table_name, rows, digest, watermark, columns from public._skylift_tables")
@@ -134,7 +139,7 @@ class PostgresTarget:
         return {chunk: digest_of(count, digest) for chunk, count, digest in rows}
 
     def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
-        with told(self.url, table.path), self._connections.connection() as connection:
+        with self._connections.connection() as connection, told(self.url, table.path):
             columns = _columns(connection, name, table)
             [(size, page)] = connection.execute("select pg_relation_size(%s::regclass), current_setting('block_size')::bigint",
                                                 [table_sql(name)]).fetchall()
@@ -147,7 +152,7 @@ class PostgresTarget:
                 for lo, hi in zip([0, *bounds], [*bounds, None], strict=True)]
 
     def _part(self, sql: str, table: Table) -> Batches:
-        with told(self.url, table.path), self._connections.connection() as connection:
+        with self._connections.connection() as connection, told(self.url, table.path):
             yield from _decoded(copy_out(connection, sql), table)
 
     def discard_copies(self, keep: str) -> None:
@@ -156,7 +161,7 @@ class PostgresTarget:
                 transaction.drop(TargetName(schema, table))
 
     def _rows(self, sql: str, *params: Any) -> list[tuple]:
-        with told(self.url), self._connections.connection() as connection:
+        with self._connections.connection() as connection, told(self.url):
             return connection.execute(sql, params).fetchall()
 
     def close(self) -> None:
@@ -166,7 +171,7 @@ class PostgresTarget:
 class PostgresTransaction:
     """Statements that make and drop tables wait for the first that needs them, and go out together in one round trip."""
 
-    def __init__(self, target: PostgresTarget, connection: psycopg.Connection) -> None:
+    def __init__(self, target: PostgresTarget, connection: Connection) -> None:
         self._target = target
         self._connection = connection
         self._begun = False
@@ -250,8 +255,8 @@ class PostgresTransaction:
         self._run(*self._restoring)
         try:
             self._run("commit")
-        except psycopg.OperationalError as error:
-            if error.sqlstate:
+        except psycopg.Error as error:
+            if not is_lost(error):
                 raise
             raise Transient(f"{where(self._target.url)}: the connection was lost while a transaction was committed", code="CommitUnknown",
                             hint="what has arrived is read from the ledger; it is tried again") from None
@@ -316,13 +321,13 @@ class PostgresTransaction:
                                      " unnest(%s::text[], %s::text[]))", [[n.schema for n in names], [n.table for n in names]])
 
 
-def _declared(connection: psycopg.Connection, name: TargetName) -> dict[str, str]:
+def _declared(connection: Connection, name: TargetName) -> dict[str, str]:
     """Types of the columns that stand there, by name."""
     return dict(connection.execute("select attname, format_type(atttypid, atttypmod) from pg_attribute"
                                    " where attrelid = %s::regclass and attnum > 0 and not attisdropped", [table_sql(name)]).fetchall())
 
 
-def _columns(connection: psycopg.Connection, name: TargetName, table: Table) -> str:
+def _columns(connection: Connection, name: TargetName, table: Table) -> str:
     """What is selected to read a table's columns as the types of its schema, whatever they were made as."""
     if table.format != ARROW:
         return column_list(table.schema.names)

@@ -31,7 +31,7 @@ from skylift.connectors.sqlserver_types import (
     spelt,
     written,
 )
-from skylift.errors import CopyError, ValueRefused
+from skylift.errors import CopyError, SourceFailed, ValueRefused
 from skylift.losses import Losses
 from skylift.model import KeyRange, Table, Watermark
 
@@ -66,7 +66,7 @@ class SqlServerSource:
         self._sizes: dict[int, tuple[int, int]] | None = None
         self._row_bytes: dict[str, int] = {}
         self.snapshots = False
-        self.sessions: Pool[Session] = Pool(self._connect)
+        self.sessions: Pool[Session] = Pool(self._connect, SourceFailed)
         with self.sessions.connection() as session:
             self.server: Server = look(session, url)
             self.snapshots = self._allows_snapshots(session)

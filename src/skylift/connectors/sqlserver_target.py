@@ -41,7 +41,7 @@ from skylift.connectors.sqlserver_ddl import (
     table_sql,
 )
 from skylift.connectors.sqlserver_rows import read_rows
-from skylift.errors import CopyError, SetupError, SkyliftError, Transient
+from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient
 from skylift.losses import Losses
 from skylift.model import ARROW, Digest, Table, TargetName
 
@@ -82,11 +82,11 @@ class SqlServerTarget:
         self.url = url
         self.losses = Losses()
         self.making_schemas = threading.Lock()
-        self.sessions: Pool[Session] = Pool(lambda: Session(url))
+        self.sessions: Pool[Session] = Pool(lambda: Session(url), TargetFailed)
         with self.sessions.connection() as session:
             self.genuine = look(session, url).genuine
             _make_ledger(session, url)
-        self.loaders: Pool[Loader] = Pool(self._loader)
+        self.loaders: Pool[Loader] = Pool(self._loader, TargetFailed)
 
     def _loader(self) -> Loader:
         with self.sessions.connection() as session:

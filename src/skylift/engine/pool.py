@@ -34,8 +34,8 @@ def copy_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, co
 
     Calling again with the same `copy_id` continues what a killed call has left. Returns early when `stop()` turns true, after what
     was committed until then has been told.
-    A table that fails is a Progress with its error and the others go on. Raises TargetFailed when the target as a whole
-    is unusable, and whatever the source raises before the first table.
+    A table that fails is a Progress with its error and the others go on. Raises SourceFailed or TargetFailed when one side as a
+    whole is unusable, and whatever the source raises before the first table.
     """
     cancelled = threading.Event()
     copier = Copier(source, target, copy_id, consumer, lambda: cancelled.is_set() or stop(), verify)
@@ -85,8 +85,8 @@ class _Work:
 
     def start(self, tasks: Sequence[CopyTask]) -> None:
         copier = self.copier
-        copier.target.discard_copies(keep=copier.copy_id)
-        states = copier.target.states()
+        self._patiently(lambda: copier.target.discard_copies(keep=copier.copy_id))
+        states = self._patiently(copier.target.states)
         self._track([task.table for task in tasks])
         whole: list[CopyTask] = []
         same: list[tuple[CopyTask, TableState]] = []
@@ -115,7 +115,7 @@ class _Work:
         # One source table may fill several targets, each with a watermark of its own: the oldest says what may have changed.
         oldest = {task.table.path: state.watermark for task, state in
                   sorted(incremental, key=lambda pair: pair[1].watermark.position, reverse=True)}
-        changed = copier.source.changed(oldest) if oldest else set()
+        changed: set[str] = self._patiently(lambda: copier.source.changed(oldest)) if oldest else set()
         self._submit(self._unchanged, [*same, *(pair for pair in incremental if pair[0].table.path not in changed)])
         for task, state in incremental:
             if task.table.path in changed:
@@ -125,7 +125,7 @@ class _Work:
 
     def _track(self, tables: Sequence[Table]) -> None:
         """Take the watermarks that stand before any row of these tables is read."""
-        self._watermarks |= self.copier.source.track(tables, self.copier.consumer)
+        self._watermarks |= self._patiently(lambda: self.copier.source.track(tables, self.copier.consumer))
 
     def _agreed(self, task: CopyTask) -> CopyTask:
         """In a format that both sides speak; columns are looked into by a sweep, and where rows are preserved."""
@@ -143,7 +143,7 @@ class _Work:
         oldest: dict[str, int] = {}
         for (_, table), position in self._positions.items():
             oldest[table] = min(position, oldest.get(table, position))
-        self.copier.source.confirm(self.copier.consumer, oldest)
+        self._patiently(lambda: self.copier.source.confirm(self.copier.consumer, oldest))
 
     # -------------------------------------------------------------- units of work
 

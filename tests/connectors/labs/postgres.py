@@ -61,8 +61,8 @@ class PostgresLab(PostgresTargetLab):
         "double": "double precision",
     }
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "wal_level=logical", "max_replication_slots=1000")
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder, "wal_level=logical", "max_replication_slots=1000", *options)
 
     def ddl(self, name: str, columns: dict[str, str], key: tuple[str, ...] = ()) -> str:
         parts = [f"{quote(c)} {self.types[t]}{' not null' if c in key else ''}" for c, t in columns.items()]
