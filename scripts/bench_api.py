@@ -25,6 +25,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from skylift.migration import Migration
+from skylift.model import new_id
 from skylift.settings import Settings, load_settings
 from skylift.store import Store, open_store, tables
 
@@ -72,7 +73,7 @@ def fill(store: Store, detail_rows: int) -> str:
                 "id": uuid.uuid4(), "run_id": run_id, "started_at": now + timedelta(seconds=run), "ended_at": None,
                 "replication_type": "Normal", "status": "InProgress" if last else "Completed", "source": "bench", "details": ""})
             connection.execute(tables.run_tables.insert(), [
-                {"id": uuid.uuid4(), "run_id": run_id, "company_name": "", "table_name": f"Table {t}$437dbf0e-84ff-417a-965d-ed2bb9650972",
+                {"id": new_id(), "run_id": run_id, "company_name": "", "table_name": f"Table {t}$437dbf0e-84ff-417a-965d-ed2bb9650972",
                  "records_copied": t * 37 % 1009, "total_records": 1009, "status": "Successful" if t % 2 else "NotStarted"}
                 for t in range(TABLES)])
     return run_id

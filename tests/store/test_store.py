@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta, timezone
@@ -40,9 +41,20 @@ def insert_run(connection, **values):
     connection.execute(runs.insert().values({name: row[name] for name in row if name in runs.c}))
 
 
+def differences(connection):
+    """Between the schema and the tables. An index on an expression, which each database writes in its own way, only has to be there."""
+    rank = "ix_run_tables_rank_id"
+    catalogue = "sqlite_schema where name" if connection.dialect.name == "sqlite" else "pg_indexes where indexname"
+    assert connection.scalar(sa.text(f"select count(*) from {catalogue} = '{rank}'")) == 1
+    options = {"compare_type": True, "include_object": lambda _, name, *__: name != rank}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*expression-based index")
+        return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+
+
 def test_the_schema_that_the_migrations_make_is_that_of_the_tables(store):
     with store.read() as connection:
-        assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata) == []
+        assert differences(connection) == []
     assert ScriptDirectory(str(Path(skylift.store.__file__).with_name("migrations"))).get_heads() == [SCHEMA]
 
 
@@ -74,7 +86,7 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date_with_what_it_holds(st
             assert [(row.synced_version, row.blocked, row.replicate, row.preserve) for row in tables] == [
                 (7, False, True, False), (0, True, False, False)]
             assert len({NO_ID, *(row.id for row in tables)}) == 3
-            assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata) == []
+            assert differences(connection) == []
         store.close()
 
 

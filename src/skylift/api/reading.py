@@ -156,14 +156,26 @@ def _projection(options: Options) -> str:
 
 
 def _order(entity_set: EntitySet, options: Options, where: Expression | None) -> tuple[Order, ...]:
-    """What the client asks for, else the set's own order; then the key, so that no two rows tie (Q2).
+    """What the client asks for, else the set's own order; then the key, so that no two rows tie (Q2), in the same direction, so that an
+    index on both serves.
 
-    Without what `where` fixes: the rows of one run by table, so that a page begins where the index says.
+    Without what the conditions fix: the rows of one run by table, so that a page begins where the index says.
     """
     order = options.order or tuple(Order(Attribute(name.removeprefix("-")), name.startswith("-")) for name in entity_set.order)
-    order = tuple(o for o in order if where is None or o.by not in (where.args if isinstance(where, Call) else ()))
-    key = Attribute(entity_set.key.attribute)
-    return order if any(o.by == key for o in order) else (*order, Order(key))
+    last = Order(Attribute(entity_set.key.attribute), bool(order) and order[-1].descending)
+    fixed = _fixed(where) | _fixed(options.where)
+    order = tuple(o for o in order if (o.by.args[0] if isinstance(o.by, Call) else o.by) not in fixed)
+    return order if any(o.by == last.by for o in order) else (*order, last)
+
+
+def _fixed(where: Expression | None) -> set[Expression]:
+    """The attributes that have one value in all rows which satisfy `where`."""
+    match where:
+        case Call("and", args):
+            return set().union(*map(_fixed, args))
+        case Call("eq", (Attribute() as attribute, Literal())):
+            return {attribute}
+    return set()
 
 
 def _sort_value(entity_set: EntitySet, order: Order, row: Any) -> Any:

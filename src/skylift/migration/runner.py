@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 import sqlalchemy as sa
 
@@ -29,14 +28,13 @@ from skylift.migration.replication import end_cancelled, end_run
 from skylift.migration.scope import Key, from_text
 from skylift.migration.service import Service, Verb, get_migration, newest_run
 from skylift.migration.setup import sync_registry
-from skylift.model import CopyTask, Progress, Run, RunTable
+from skylift.model import CopyTask, Progress, Run, RunTable, new_id
 from skylift.products.registry import find_product
 from skylift.runs import ReplicationType, TableStatus
 from skylift.store import to_row
 from skylift.store.tables import registry, run_tables, runs, source_companies
 
 FLUSH_S = 0.25                    # progress is written at most this often
-MAX_ERROR = 2048                  # characters, behaviour.md §2.5
 _GONE = ("The source no longer has this table; what was copied of it stays.", "50004")
 _ENDED = (TableStatus.SUCCESSFUL, TableStatus.FAILED)
 
@@ -160,9 +158,9 @@ def _enter_rows(verb: Verb, run: Run, tasks: Sequence[CopyTask], warnings: Mappi
     here = {(task.company, task.table_name): task for task in tasks}
     common = {"run_id": run.run_id, "errors": "", "error_code": "", "started_at": None, "ended_at": None}
     rows: list[dict[str, Any]] = [
-        {**common, "id": uuid4(), "company_name": key[0], "table_name": key[1], "status": TableStatus.NOT_STARTED,
+        {**common, "id": new_id(), "company_name": key[0], "table_name": key[1], "status": TableStatus.NOT_STARTED,
          "total_records": task.table.rows or sizes.get(key, 0)} for key, task in here.items()]
-    rows += [{**common, "id": uuid4(), "company_name": key[0], "table_name": key[1], "status": TableStatus.WARNING, "total_records": 0,
+    rows += [{**common, "id": new_id(), "company_name": key[0], "table_name": key[1], "status": TableStatus.WARNING, "total_records": 0,
               "errors": why, "error_code": code, "started_at": verb.now, "ended_at": verb.now}
              for key, (why, code) in warnings.items() if key not in here]
     if rows:
@@ -240,7 +238,7 @@ class _Recorder:
                 "inserted": inserted, "updated": updated, "deleted": deleted, "size_bytes": size_bytes,
                 "target_rows": p.digest.rows if p.digest else None, "digest": str(p.digest) if p.digest else "",
                 "orphans": p.orphans, "kept": p.kept,
-                "errors": _told(p)[:MAX_ERROR], "error_code": _code(p.error)}
+                "errors": _told(p), "error_code": _code(p.error)}
 
 
 def _told(progress: Progress) -> str:

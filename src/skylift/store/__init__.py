@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from skylift.errors import SetupError, Transient, redact
 
-SCHEMA = "0003"                   # the newest file in migrations/versions
+SCHEMA = "0004"                   # the newest file in migrations/versions
 BUSY_MS = 30_000                  # how long a writer waits for another one (SQLite)
 _SCHEMA_LOCK = 7_048_001          # PostgreSQL advisory lock that is held while the schema is made
 

@@ -13,14 +13,16 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.sql.elements import Grouping
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import Grouping, UnaryExpression
 
 from skylift.errors import SetupError
 from skylift.model import Run, RunTable
 from skylift.query import Attribute, Call, Expression, Literal, Order, Query
 from skylift.runs import TableStatus
 from skylift.store import to_row
-from skylift.store.tables import TABLES, UtcDateTime, run_tables
+from skylift.store.steering import FREE, steer
+from skylift.store.tables import TABLES, Enumerated, UtcDateTime, rank, run_tables
 
 Row = TypeVar("Row")
 
@@ -40,14 +42,18 @@ def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Seque
     source = _source(kind, rows)
     if source is None:
         return []
-    compiler = _Compiler(kind, source.c, connection.dialect.name)
-    page = sa.select(source).order_by(*compiler.order(query.order)).limit(query.top)
+    way = FREE
+    if kind is RunTable and connection.dialect.name == "sqlite":
+        way = steer(query, lambda where, most: _count_to(connection, kind, where, most))
+    compiler = _Compiler(kind, source.c, connection.dialect.name, way.unindexed)
+    sorter = _Compiler(kind, source.c, connection.dialect.name, way.unsorted)
+    page = sa.select(source).order_by(*sorter.order(query.order)).limit(query.top)
     if query.skip:
         page = page.offset(query.skip)
     if query.where is not None:
         page = page.where(compiler.compile(query.where))
     if query.after is not None:
-        page = page.where(compiler.after(query.order, query.after))
+        page = page.where(sorter.after(query.order, query.after))
     if kind is Run:                                     # counted for the rows of the page only, however many there are
         inner = page.subquery("page")
         outer = _Compiler(kind, inner.c, connection.dialect.name)
@@ -67,6 +73,13 @@ def count(connection: sa.Connection, kind: type, where: Expression | None = None
     if where is not None:
         statement = statement.where(_Compiler(kind, source.c, connection.dialect.name).compile(where))
     return _execute(connection, statement).scalar_one()
+
+
+def _count_to(connection: sa.Connection, kind: type, where: Expression, most: int) -> int:
+    """How many rows satisfy `where`, counted no further than `most`."""
+    some: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(TABLES[kind]).limit(most)
+    some = some.where(_Compiler(kind, TABLES[kind].c, connection.dialect.name, frozenset({"run_id"})).compile(where))
+    return connection.execute(sa.select(sa.func.count()).select_from(some.subquery())).scalar_one()
 
 
 def _execute(connection: sa.Connection, statement: Any) -> sa.Result[Any]:
@@ -91,12 +104,15 @@ def _source(kind: type, rows: Sequence[Any] | None) -> sa.FromClause | None:
 
 
 class _Compiler:
-    """Expressions over the columns of one table."""
+    """Expressions over the columns of one table. `unindexed`: attributes by whose indexes SQLite is not to go."""
 
-    def __init__(self, kind: type, columns: Any, dialect: str) -> None:
+    def __init__(self, kind: type, columns: Any, dialect: str, unindexed: frozenset[str] = frozenset()) -> None:
         self.kind = kind
         self.columns = columns
         self.dialect = dialect
+        self.unindexed = unindexed
+        # Options have two indexes: by run and value, and by rank. PostgreSQL is given both conditions and knows which serves.
+        self.by_rank = kind is RunTable and ("run_id" in unindexed or dialect == "postgresql")
 
     def attribute(self, name: str, path: tuple[str, ...] = ()) -> Any:
         if path:
@@ -111,6 +127,8 @@ class _Compiler:
         if self.kind not in TABLES:
             return column.collate("C") if self.dialect == "postgresql" else column
         stored = TABLES[self.kind].c[name]
+        if name in self.unindexed:                      # https://www.sqlite.org/optoverview.html#disqualifying_where_clause_terms
+            return UnaryExpression(column, operator=operators.custom_op("+"), type_=column.type)
         if not getattr(stored, "info", {}).get("null"):
             return column
         unset = UNSET if isinstance(column.type, UtcDateTime) else 0
@@ -130,7 +148,15 @@ class _Compiler:
         return [by.desc() if order.descending else by for order in orders for by in [self.compile(order.by)]]
 
     def after(self, orders: Sequence[Order], values: Sequence[Any]) -> Any:
-        """Behind the row with these `values` of `orders`. The bound on the first column alone lets an index be used."""
+        """Behind the row with these `values` of `orders`.
+
+        Where all go in one direction, as a comparison of rows, which an index serves on all its columns; else with a bound on the
+        first column alone, which it serves too.
+        """
+        if len({order.descending for order in orders}) == 1:
+            here = [self.compile(order.by) for order in orders]
+            there = [sa.literal(value, by.type) for by, value in zip(here, values, strict=True)]
+            return sa.tuple_(*here) < sa.tuple_(*there) if orders[0].descending else sa.tuple_(*here) > sa.tuple_(*there)
         sides: list[Any] = []
         behind: list[Any] = []
         same: list[Any] = []
@@ -144,14 +170,53 @@ class _Compiler:
 
     def like(self, value: Expression, parts: Literal) -> Any:
         """The fixed `parts` in this order, the first at the beginning and the last at the end, anything between them."""
+        found = self._like(value, parts)
+        return sa.and_(self.starts(value, Literal(parts.value[0])), found) if parts.value[0] else found
+
+    def _like(self, value: Expression, parts: Literal) -> Any:
         if self.dialect == "sqlite":
             pattern = "*".join("".join(f"[{c}]" if c in "*?[" else c for c in part) for part in parts.value)
             return self.compile(value).op("glob", is_comparison=True)(sa.literal(pattern, sa.Text))
         pattern = "%".join("".join(f"\\{c}" if c in "%_\\" else c for c in part) for part in parts.value)
         return self.compile(value).like(sa.literal(pattern, sa.Text), escape="\\")
 
+    def starts(self, text: Expression, start: Expression) -> Any:
+        """As bounds where that can be, which an index serves: from `start` to the least text that is greater than all that begin so."""
+        if not isinstance(text, Attribute) or text.path or not isinstance(start, Literal):
+            value, begin = self.compile(text), self.compile(start)
+            return _substring(value, sa.literal(0), _length(begin)) == begin
+        column = self.compile(text)
+        stem = start.value.rstrip("\U0010ffff")
+        above = [column < self.compile(Literal(stem[:-1] + _next(stem[-1])))] if stem else []
+        return sa.and_(column >= self.compile(start), *above)
+
+    def compare(self, name: str, left: Expression, right: Expression) -> Any:
+        """An option by its rank, and unequal as less or greater: both are what an index can serve."""
+        operation, (a, b) = getattr(operator, name), (self.compile(side).self_group() for side in (left, right))
+        if not (self.kind is RunTable and isinstance(left, Attribute) and not left.path and isinstance(right, Literal)):
+            return operation(a, b)
+        if isinstance(a.type, Enumerated):
+            if not self.by_rank or name not in ("eq", "ne"):
+                return operation(a, b)
+            place, at = rank(a, list(a.type.values)), list(a.type.values).index(right.value)
+            if name == "ne":
+                return sa.or_(place < at, place > at)
+            return place == at if self.dialect == "sqlite" else sa.and_(place == at, a == b)     # SQLite would put b into the rank
+        if name == "ne" and not isinstance(right.value, bool):
+            return sa.or_(a < b, a > b) if right.value != "" else a > b
+        return operation(a, b)
+
+    def among(self, value: Expression, among: Literal) -> Any:
+        column = self.compile(value)
+        if self.by_rank and isinstance(value, Attribute) and not value.path and isinstance(column.type, Enumerated):
+            values = list(column.type.values)
+            return rank(column, values).in_([values.index(one) for one in among.value])
+        return column.in_(among.value)
+
     def case(self, value: Expression, spellings: Literal) -> Any:
         """An option as it is spelt or ranked; `spellings` are pairs of a stored value and what stands for it."""
+        if isinstance(spellings.value[0][1], int):
+            return rank(self.compile(value), [stored for stored, _ in spellings.value])
         return sa.case(dict(spellings.value), value=self.compile(value), else_=type(spellings.value[0][1])())
 
     def cased(self, function: Callable[[Any], Any], text: Any) -> Any:
@@ -173,6 +238,11 @@ def _length(text: Any) -> Any:
     return sa.func.length(text, type_=sa.Integer)
 
 
+def _next(character: str) -> str:
+    """The next code point that is a character: none of the surrogates."""
+    return chr(0xE000 if character == "\ud7ff" else ord(character) + 1)
+
+
 def _substring(text: Any, start: Any, length: Any = None) -> Any:
     return sa.func.substr(text, start + 1, *([] if length is None else [length]), type_=sa.Text)
 
@@ -191,15 +261,15 @@ def _dialect(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
-    **{name: _plain(getattr(operator, name)) for name in ("eq", "ne", "gt", "ge", "lt", "le")},
+    **{name: lambda compiler, a, b, name=name: compiler.compare(name, a, b) for name in ("eq", "ne", "gt", "ge", "lt", "le")},
     "and": _plain(sa.and_),
     "or": _plain(sa.or_),
     "not": _plain(sa.not_),
-    "in": lambda compiler, value, among: compiler.compile(value).in_(among.value),
+    "in": _Compiler.among,
     "like": _Compiler.like,
     "unlike": lambda compiler, value, parts: sa.not_(compiler.like(value, parts)),
     "case": _Compiler.case,
-    "startswith": _plain(lambda text, start: _substring(text, sa.literal(0), _length(start)) == start),
+    "startswith": _Compiler.starts,
     "endswith": _plain(_endswith),
     "contains": _dialect(lambda compiler, text, part: compiler.index(text, part) >= 0),
     "indexof": _dialect(_Compiler.index),
