@@ -85,17 +85,25 @@ def swap(session: Session, builds: Mapping[TargetName, TargetName], genuine: boo
     """Put each table (name -> build) in the place of the one that stands there. Raises CopyError naming what would be lost with that."""
     if not builds:
         return
-    standing = _standing(session, list(builds))
-    statements = []
+    standing, statements = give_way(session, list(builds), genuine), []
     for name, build in builds.items():
-        if (found := standing.get((name.schema or DEFAULT_SCHEMA).casefold() + "." + name.table.casefold())) is not None:
-            lost = [what for (what,) in session.run((_STANDING + (_BOUND if genuine else "")).format(id=found))]
-            if lost:
-                raise CopyError(f"the target's table {name} is not replaced, because {', '.join(lost)} would be lost",
-                                hint="drop that, run again, and make it again afterwards")
+        if name in standing:
             statements.append(f"drop table {table_sql(name)}")
         statements.append(f"exec sp_rename {literal(table_sql(build))}, {literal(name.table)}, N'OBJECT'")
     session.run("; ".join(statements), table=", ".join(map(str, builds)) if len(builds) < 3 else "")
+
+
+def give_way(session: Session, names: Sequence[TargetName], genuine: bool) -> set[TargetName]:
+    """Which of these tables are there, to be dropped. Raises CopyError naming what would be lost with one."""
+    standing, found = _standing(session, names), set()
+    for name in names:
+        if (number := standing.get((name.schema or DEFAULT_SCHEMA).casefold() + "." + name.table.casefold())) is not None:
+            found.add(name)
+            lost = [what for (what,) in session.run((_STANDING + (_BOUND if genuine else "")).format(id=number))]
+            if lost:
+                raise CopyError(f"the target's table {name} is not replaced, because {', '.join(lost)} would be lost",
+                                hint="drop that, run again, and make it again afterwards")
+    return found
 
 
 def _standing(session: Session, names: Sequence[TargetName]) -> dict[str, int]:

@@ -36,6 +36,7 @@ from skylift.connectors.sqlserver_ddl import (
     column_types,
     create_sql,
     declared_types,
+    give_way,
     key_sql,
     swap,
     table_sql,
@@ -238,7 +239,8 @@ class SqlServerTransaction:
 
     # -------------------------------------------------------------- ledger
 
-    def begin_copy(self, build: TargetName, copy_id: str, plan: CopyPlan) -> None:
+    def begin_copy(self, build: TargetName, name: TargetName, copy_id: str, plan: CopyPlan) -> None:
+        give_way(self._begun(), [name], self._target.genuine)
         _, table = self._made[build]
         self._made[build] = self._made[build][0], replace(table, key=())        # its key is built when the rows are there
         self._run("insert into dbo._skylift_copies (schema_name, table_name, copy_id, watermark, ranges, key_columns) "
