@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -36,6 +37,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     """
     # A filter may nest 100 levels (odata.md F7), and SQLAlchemy needs a dozen frames for each.
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 4000))
+    own_process = settings is None
     if settings is None:
         _begin_log()
         settings = load_settings()
@@ -51,6 +53,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if own_process:
+            gc.collect()
+            gc.freeze()                  # modules and declarations stay: no request waits for them to be looked through
         yield
         store.close()
 

@@ -109,6 +109,8 @@ def to_wire(prop: Property, value: Any, shape: Shape) -> Any:
     """`value` as JSON holds it."""
     if prop.values is not None:
         return spell(value, shape.schema_version)
+    if isinstance(value, str):
+        return value
     match value:
         case UUID():
             return str(value)

@@ -20,7 +20,6 @@ from skylift.errors import SetupError
 from skylift.model import Run, RunTable
 from skylift.query import Attribute, Call, Expression, Literal, Order, Query
 from skylift.runs import TableStatus
-from skylift.store import to_row
 from skylift.store.steering import FREE, steer
 from skylift.store.tables import TABLES, Enumerated, UtcDateTime, rank, run_tables
 
@@ -58,10 +57,13 @@ def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Seque
         inner = page.subquery("page")
         outer = _Compiler(kind, inner.c, connection.dialect.name)
         page = sa.select(inner, *(outer.attribute(name).label(name) for name in COUNTED)).order_by(*outer.order(query.order))
-    found = _execute(connection, page).mappings()
+    found = _execute(connection, page)
     if rows is not None:
-        return [rows[row["position"]] for row in found]
-    return [to_row(kind, dict(row)) for row in found]
+        return [rows[row["position"]] for row in found.mappings()]
+    places = {column: place for place, column in enumerate(found.keys())}
+    names = [f.name for f in fields(kind) if f.name in places]     # type: ignore[arg-type]
+    values = operator.itemgetter(*(places[name] for name in names))
+    return [kind(**dict(zip(names, values(row), strict=True))) for row in found]
 
 
 def count(connection: sa.Connection, kind: type, where: Expression | None = None, rows: Sequence[Any] | None = None) -> int:
