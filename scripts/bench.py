@@ -32,12 +32,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the table that is copied (default 1000000)")
     parser.add_argument("--large", type=int, default=10_000_000, help="rows for the memory measurement; 0 leaves it out")
+    parser.add_argument("--routes", type=int, default=300_000, help="rows for the routes between servers; 0 leaves them out")
     parser.add_argument("--runs", type=int, default=3, help="runs of each contender, taking turns (default 3)")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="skylift-bench-", dir=os.environ.get("TMPDIR")))
     try:
         lines = [*full(folder, options.rows, options.runs), *incremental(folder, options.rows, options.runs),
-                 *small(folder, options.runs), *api()]
+                 *small(folder, options.runs), *routes(folder, options.routes, options.runs), *api()]
         if options.large:
             lines += large(folder, options.large)
     finally:
@@ -88,6 +89,11 @@ def small(folder: Path, runs: int) -> list[tuple[str, ...]]:
     connection.close()
     seconds = statistics.median(measure("copy", "all", source, folder / "small.duckdb")["seconds"] for _ in range(runs))
     return [("2,000 tables × 20 rows, verified, with change log set up", f"{seconds / 2_000 * 1000:.2f} ms a table", "–", "–", "≤ 5 ms")]
+
+
+def routes(folder: Path, rows: int, runs: int) -> list[tuple[str, ...]]:
+    from bench_routes import measure_routes
+    return measure_routes(folder / "one.db", rows, runs) if rows else []
 
 
 def api() -> list[tuple[str, ...]]:
@@ -224,6 +230,8 @@ def write(lines: list[tuple[str, ...]]) -> None:
         f"seconds belong to this machine: {machine}; {datetime.now(UTC):%Y-%m-%d}.\n\n" + "\n".join(table) + "\n\n"
         "The API was loaded with wrk on the same two cores while a run wrote its progress, with 1,000,000 detail rows in the store "
         "(`scripts/bench_api.py`); the limit beside it is a constant answer of the same server.\n\n"
+        "Routes between servers (`scripts/bench_routes.py`): PostgreSQL and MariaDB are started for the occasion, and source, target and "
+        "client share the two cores. pgloader and pgcopydb are Debian's.\n\n"
         "The 30-line pipeline is `scripts/bench_peer.py`: the same drivers, two threads, the same DuckDB settings, no ledger, no hash, "
         "no change log, nothing read back. skylift's figures contain all of that.\n")
 
