@@ -31,7 +31,10 @@ def test_every_state_of_a_migration_can_be_reached_and_left():
 
 
 def test_an_ended_run_never_begins_again():
-    assert not any(status in (RunStatus.COMPLETED, RunStatus.FAILED) for status, _ in RUN_TRANSITIONS)
+    ended = (RunStatus.COMPLETED, RunStatus.FAILED)
+
+    assert {event for status, event in RUN_TRANSITIONS if status in ended} == {"unblock"}      # what failed is accepted as it is
+    assert RUN_TRANSITIONS[RunStatus.FAILED, "unblock"] is RunStatus.UPGRADE_PENDING
 
 
 def test_no_verb_but_a_mark_for_the_next_run_is_permitted_while_rows_are_moved_or_upgraded():

@@ -91,6 +91,7 @@ RUN_TRANSITIONS: dict[tuple[RunStatus, str], RunStatus] = {
     (S.IN_PROGRESS,          "await_upgrade"):    S.UPGRADE_PENDING,
     (S.IN_PROGRESS,          "fail"):             S.FAILED,
     (S.IN_PROGRESS,          "cancel"):           S.FAILED,
+    (S.FAILED,               "unblock"):          S.UPGRADE_PENDING,     # its last failed table was accepted as it is
     (S.UPGRADE_PENDING,      "upgrade"):          S.UPGRADE_IN_PROGRESS,
     (S.UPGRADE_PENDING,      "supersede"):        S.COMPLETED,           # a later run takes its place
     (S.UPGRADE_IN_PROGRESS,  "complete"):         S.COMPLETED,
@@ -122,6 +123,7 @@ MIGRATION_TRANSITIONS: dict[tuple[MigrationState, str], MigrationState] = {
     (M.REPLICATING,          "await_upgrade"):    M.UPGRADE_PENDING,
     (M.REPLICATING,          "run_failed"):       M.READY,
     (M.REPLICATING,          "run_cancelled"):    M.READY,
+    (M.READY,                "unblock"):          M.UPGRADE_PENDING,
     (M.UPGRADE_PENDING,      "upgrade"):          M.UPGRADING,
     (M.UPGRADE_FAILED,       "upgrade"):          M.UPGRADING,
     (M.UPGRADE_FAILED,       "reset"):            M.READY,           # the next run copies everything anew
@@ -144,7 +146,11 @@ ALLOWED: dict[str, set[MigrationState]] = {
     "run_data_upgrade":          {M.UPGRADE_PENDING, M.UPGRADE_FAILED},
     "reset_cloud_data":          set(M) - _BEFORE - _WORKING - {M.UPGRADED},
     "disable_replication":       set(M) - _BEFORE - _WORKING,                       # once disabled it does nothing
+    "pause":                     set(M) - _BEFORE - _WORKING,
+    "abandon":                   set(M) - _BEFORE - _WORKING,
     "complete_cloud_migration":  set(M) - _BEFORE - _WORKING - {M.UPGRADE_PENDING, M.UPGRADE_FAILED},
+    "force_completion":          set(M) - _BEFORE - _WORKING,
+    "change_tables":             set(M) - _BEFORE - _WORKING,
 }
 
 

@@ -1,3 +1,4 @@
+import duckdb
 import pytest
 import sqlalchemy as sa
 
@@ -150,3 +151,39 @@ def test_a_run_needs_a_marked_company_and_each_marked_one_created(ready):
 def test_the_environment_keeps_its_own_company_under_its_setting(lab):
     with lab.store.read() as connection:
         assert connection.scalars(sa.select(companies.c.name)).all() == ["CRONUS"]
+
+
+def test_initialising_a_company_makes_sure_that_the_target_can_hold_it(ready):
+    ready.migration.initialize_company(ready.companies[0].id)
+    ready.work()
+
+    assert ready.companies[0].init_status is CompanyInit.INITIALIZED
+    assert ready.in_target("select count(*) from duckdb_schemas() where schema_name like 'CRONUS%'") == [(1,)]
+    assert ready.in_target("select count(*) from duckdb_tables() where table_name like '%try%'") == [(0,)]
+
+
+def test_a_target_that_cannot_hold_a_company_is_that_companys_own_error(ready):
+    target = ready.migration.settings.home / "target.duckdb"
+    with duckdb.connect(str(target)) as holder:
+        holder.execute("create table held (a int)")
+        target.rename(target.with_suffix(".away"))
+    target.mkdir()
+    ready.migration.initialize_company(ready.companies[0].id)
+    ready.work()
+    target.rmdir()
+    target.with_suffix(".away").rename(target)
+
+    first, second = ready.companies
+    assert (first.init_status, second.init_status) == (CompanyInit.INITIALIZATION_FAILED, CompanyInit.NOT_INITIALIZED)
+    assert "target.duckdb" in first.init_error and ready.state is MigrationState.READY
+    ready.migration.initialize_company(first.id)
+    ready.work()
+    assert (ready.companies[0].init_status, ready.companies[0].init_error) == (CompanyInit.INITIALIZED, "")
+    assert ready.run().tables_failed == 0
+
+
+def test_a_name_that_the_target_must_cut_is_told_at_set_up(enabled, monkeypatch):
+    monkeypatch.setattr("skylift.connectors.duckdb.DuckDBTarget.max_name_bytes", 20)
+    enabled.migration.change_setup(enabled.setup.id, {}, ANY)
+
+    assert "In the target, whose names are shorter, 'CRONUS International Ltd_' is 'CRONUS" in enabled.runs[0].details

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import pyarrow as pa
 import sqlalchemy as sa
 
-from skylift.errors import SkyliftError, StateError
+from skylift.connectors import open_target
+from skylift.errors import SkyliftError, StateError, redact
 from skylift.migration.changes import update_companies
-from skylift.migration.service import IfMatch, Service, Verb, company_row, get_row
-from skylift.model import SourceCompany
-from skylift.products.naming import same_name
+from skylift.migration.service import IfMatch, Service, Verb, company_row, get_migration, get_row
+from skylift.model import SourceCompany, Table
+from skylift.products.naming import same_name, target_name
 from skylift.runs import CompanyInit, CompanySetupStatus, MigrationState
 from skylift.store.tables import companies, source_companies
 
@@ -88,18 +90,38 @@ def create_marked(service: Service) -> None:
 
 
 def initialize_scheduled(service: Service) -> None:
-    """The coordinator's part of initialising companies: each is checked to be there and marked, on its own."""
-    with service.verb() as verb:
-        there = set(verb.connection.scalars(sa.select(companies.c.name)))
-        rows = verb.connection.execute(sa.select(source_companies).where(source_companies.c.init_scheduled)).mappings().all()
-        for row in rows:
-            company = get_row(verb.connection, SourceCompany, row["id"])
-            if company.name in there:
-                _update(verb, company, init_scheduled=False, init_status=CompanyInit.INITIALIZED, init_error="")
-            else:
-                _update(verb, company, init_scheduled=False, init_status=CompanyInit.INITIALIZATION_FAILED,
-                        init_error=f"the environment has no company '{company.name}'")
-            verb.log(f"company {company.name}", "initialize")
+    """The coordinator's part of initialising companies, each on its own: is it there, and can the target hold tables of it?
+
+    What stands in the way is the company's own error and holds up nothing else.
+    """
+    with service.store.read() as connection:
+        there = set(connection.scalars(sa.select(companies.c.name)))
+        waiting = connection.scalars(sa.select(source_companies.c.id).where(source_companies.c.init_scheduled)).all()
+        target_url = service.box.open(get_migration(connection)["target_url"])
+    for id in waiting:
+        with service.store.read() as connection:
+            company = get_row(connection, SourceCompany, id)
+        error = f"the environment has no company '{company.name}'" if company.name not in there else _try_place(target_url, company.name)
+        with service.verb() as verb:
+            if update_companies(verb.connection, source_companies.c.id == id, source_companies.c.init_scheduled, init_scheduled=False,
+                                init_status=CompanyInit.INITIALIZATION_FAILED if error else CompanyInit.INITIALIZED, init_error=error):
+                verb.log(f"company {company.name}", "initialize", why=error)
+
+
+def _try_place(target_url: str, company: str) -> str:
+    """Make a table in the company's place in the target and drop it again; why that cannot be done, '' if it can."""
+    try:
+        target = open_target(target_url)
+        try:
+            name = target_name(company, f"_skylift_try_{uuid4().hex[:12]}", target.max_name_bytes)
+            with target.transaction() as transaction:
+                transaction.create(name, Table("try", pa.schema([("id", pa.int64())]), source_types=("",)))
+                transaction.drop(name)
+        finally:
+            target.close()
+    except SkyliftError as error:
+        return redact(str(error))
+    return ""
 
 
 def _marked(verb: Verb) -> list[SourceCompany]:

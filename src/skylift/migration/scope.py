@@ -115,6 +115,11 @@ def _count(keys: Sequence[Key], one: str, many: str) -> str:
     return f"1 table {one}" if len(keys) == 1 else f"{len(keys)} tables {many}"
 
 
+def list_tables(keys: Sequence[Key]) -> str:
+    """The first of them by name, and how many more there are."""
+    return _some(_names(keys))
+
+
 def _names(keys: Iterable[Key]) -> list[str]:
     return [f"{company} {table}".strip() for company, table in keys]
 

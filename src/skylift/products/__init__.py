@@ -29,6 +29,7 @@ class FoundTable:
     table_name: str            # without company prefix, with $appId where there is one
     table: Table
     app_id: UUID | None = None
+    preserve: bool = False     # whether the target's rows are kept unless somebody switches that off
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +74,6 @@ class Product(Protocol):
 
     def discover(self, source: Source) -> Catalogue:
         """Raises SetupError if the source is not of this product, or names collide."""
+
+    def preserves(self, table_name: str) -> bool | None:
+        """Whether the rows that the target holds of a cross-company table are always kept, or never; None = as one likes (§5.2)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -15,11 +15,14 @@ from skylift.connectors import Source
 from skylift.errors import SetupError
 from skylift.model import App, KeyRange, Table
 from skylift.products import Catalogue, FoundCompany, FoundTable
-from skylift.products.naming import refuse_collisions, same_name, split_name, sql_name, target_name
+from skylift.products.naming import is_called, refuse_collisions, same_name, split_name, sql_name, target_name
 
 CURRENT_MAJOR = 29     # the version whose behaviour behaviour.md states
 OLDEST_MAJOR = 15      # the first whose tables belong to apps
 MAX_COMPANY_NAME = 50  # characters, behaviour.md §2.6
+
+_MEDIA = ("Tenant Media", "Tenant Media Set", "Tenant Media Thumbnails")
+_UPGRADE_TAGS = "Upgrade Tags"  # which upgrade steps the source has behind it: the target's own would say something else
 
 _SYSTEM_APP = UUID("63ca2fa4-4f03-4f2b-a480-172fef340d3f")
 _BASE_APP = UUID("437dbf0e-84ff-417a-965d-ed2bb9650972")
@@ -83,10 +86,16 @@ class BusinessCentral:
         self._check_version(version)
         apps = [_app(row) for row in rows("NAV App Installed App")]
         companies = _companies(rows("Company"))
-        tables = list(_tables(catalogue, {same_name(name): name for name in companies}, {app.id for app in apps}))
+        tables = [replace(table, preserve=not table.company and self.preserves(table.table_name) is True)
+                  for table in _tables(catalogue, {same_name(name): name for name in companies}, {app.id for app in apps})]
         # Without a limit on the length only the names themselves can collide; where the target cuts, plan asks again.
         refuse_collisions((target_name(t.company, t.table_name, 10_000), t.table.name) for t in tables)
         return Catalogue([FoundCompany(name, display) for name, display in companies.items()], tables, apps, version)
+
+    def preserves(self, table_name: str) -> bool | None:
+        if any(is_called(table_name, name) for name in _MEDIA):
+            return True
+        return False if is_called(table_name, _UPGRADE_TAGS) else None
 
     def _check_version(self, version: str) -> None:
         head = version.split(".")[0]

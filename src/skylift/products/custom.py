@@ -32,3 +32,6 @@ class Custom:
         found = [FoundTable(names[table.namespace], table.name, table) for table in tables]
         refuse_collisions((target_name(t.company, t.table_name, 10_000), t.table.path) for t in found)
         return Catalogue([FoundCompany(names[namespace], titles[namespace]) for namespace in sorted(titles)], found, [], "")
+
+    def preserves(self, table_name: str) -> bool | None:
+        return None

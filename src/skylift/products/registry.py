@@ -24,6 +24,9 @@ class Unread:
         raise SetupError(f"skylift cannot read the catalogue of {self.display_name} yet",
                          hint="use the product Custom, which copies the whole database", code="50018")
 
+    def preserves(self, table_name: str) -> bool | None:
+        return None
+
 
 PRODUCTS: dict[str, Product] = {product.id: product for product in (
     DYNAMICS_BC, DYNAMICS_BC_LAST, Unread("DynamicsGP", "Dynamics GP"), Unread("DynamicsSL", "Dynamics SL"), Custom())}
