@@ -83,7 +83,8 @@ def test_help_of_every_command_ends_with_an_example_of_it(call, command):
     assert out.rstrip().splitlines()[-1].strip(" │").startswith(f"Example: skylift {' '.join(command)}")
     for option in ("--home", "--json"):
         assert option in out
-    assert ("--target" in out) == (command[-1] in ("setup", "companies", "run", "cancel", "upgrade", "verify", "serve", "coordinate"))
+    assert ("--target" in out) == (command[-1] in ("setup", "companies", "run", "cancel", "upgrade", "verify", "complete", "serve",
+                                                          "coordinate"))
 
 
 def test_life_of_a_migration_from_setup_to_completion(call, source):
@@ -410,7 +411,8 @@ def test_status_before_anything_is_set_up(call):
 
 def test_reset_makes_the_next_run_copy_everything(call, ready):
     call("run")
-    assert call("reset")[0] == 0
+    assert call("reset")[0] == 3                       # everything is copied and waits for its upgrade
+    assert call("reset", "--yes")[0] == 0
 
     _, document, _ = call("run", "--json")
 

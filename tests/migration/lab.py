@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from skylift.migration import Migration
 from skylift.migration.coordinator import Worker
 from skylift.migration.lease import Lease
-from skylift.model import Event, Run, RunTable, Setup, SourceCompany, TableMapping
+from skylift.model import Event, Run, RunTable, Setup, SourceCompany, TableMapping, TableSwitch
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, SqlServerType
 from skylift.store.tables import metadata, migration, runs
@@ -64,6 +64,11 @@ class Lab:
     @property
     def events(self) -> list[Event]:
         return self.migration.select(Event, Query(order=(Order(Attribute("id")),)))
+
+    def switch(self, name, company="") -> TableSwitch:
+        [found] = [table for table in self.migration.select(TableSwitch, Query())
+                   if table.table_name == name and table.company_name in (company, "bc")]
+        return found
 
     def tables(self, run: Run) -> dict[tuple[str, str], RunTable]:
         return {(table.company_name, table.table_name): table for table in self.migration.select(RunTable, Query())

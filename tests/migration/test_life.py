@@ -1,8 +1,10 @@
 """The life of a migration: once from end to end on each store, and in every order that Hypothesis can think of."""
 
+import itertools
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,19 +15,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from skylift.connectors import TableState
 from skylift.errors import CopyError, NotVerified, SkyliftError, StateError, TargetFailed
-from skylift.migration import Migration, runner, upgrade
-from skylift.model import Digest, Progress, Watermark
+from skylift.migration import Migration, ending, runner, upgrade
+from skylift.migration.scope import failed_tables
+from skylift.migration.service import get_migration
+from skylift.model import Digest, Progress, Scope, Watermark
 from skylift.runs import MIGRATION_TRANSITIONS, MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.sample import change_sample, create_sample
 from skylift.settings import Settings
 from skylift.store import open_store
-from skylift.store.tables import run_tables, runs
+from skylift.store.tables import leases, registry, run_tables, runs, upgrade_tags
 from tests.migration.lab import ANY, Lab
+from tests.migration.model import Model
 
 M, R = MigrationState, RunStatus
 SELDOM = st.integers(0, 5).map(lambda n: n == 5)    # what sends a life back to its beginning, or it would never get anywhere
 KINDS = st.sampled_from([ReplicationType.NORMAL, ReplicationType.NORMAL, ReplicationType.FULL, ReplicationType.DIAGNOSTIC])
-FATES = st.lists(st.sampled_from(["copied", "copied", "copied", "copied", "failed", "lost"]), min_size=1, max_size=3)
+NAMES = ("CRONUS International Ltd_", "Contoso A_S _Nordic_")
 
 
 @pytest.fixture
@@ -73,38 +78,58 @@ def test_of_those_who_ask_for_a_run_at_once_one_gets_it(lab_on_each_store):
     assert len([run for run in lab_on_each_store.runs if run.status is R.IN_PROGRESS]) == 1
 
 
+class Killed(BaseException):
+    """The coordinator's process is gone: nothing of it gets any further."""
+
+
 class FakeEngine:
-    """Takes the place of the engine: what becomes of each table, and of the whole, is dealt out beforehand."""
+    """Takes the place of the engine: what becomes of each company's tables, and of the whole, is dealt out beforehand."""
 
     def __init__(self) -> None:
-        self.fates: list[str] = []
+        self.fates: dict[str, str] = {}
         self.broken = False
         self.upgrade_fails = False
+        self.lag = False
 
     def copy_tables(self, tasks, source, target, **options):
-        states = {}
-        for n, task in enumerate(tasks):
-            yield Progress(task, TableStatus.IN_PROGRESS, total_rows=2, mode="full")
-            fate = self.fates[n % len(self.fates)]
-            if self.broken and n == 1:
-                raise TargetFailed("the disk is full")
-            if fate == "lost":
-                continue
-            if fate == "failed":
-                yield Progress(task, TableStatus.FAILED, error=CopyError("cannot be copied"))
-                continue
-            states[task.target] = TableState(Digest(2), Watermark("change_log", 7, "x"), "{}")
-            yield Progress(task, TableStatus.SUCCESSFUL, rows=2, total_rows=2, mode="full", watermark=Watermark("change_log", 7, "x"))
+        if self.broken:
+            raise TargetFailed("the disk is full")
+        states = {task.target: TableState(Digest(2), Watermark("change_log", 7, "x"), "{}")
+                  for task in tasks if self.fates[task.company] == "copied"}
         with target.transaction() as transaction:
-            transaction.set_states(states)
+            if states:
+                transaction.set_states(states)
+        yield from self._tell(tasks, "full")
+
+    def check_tables(self, tasks, source, target, **options):
+        if self.broken:
+            raise TargetFailed("the disk is full")
+        yield from self._tell(tasks, "diagnostic")
+
+    def _tell(self, tasks, mode):
+        for task in tasks:
+            match self.fates[task.company]:
+                case "copied":
+                    yield Progress(task, TableStatus.SUCCESSFUL, rows=2, total_rows=2, mode=mode, watermark=Watermark("change_log", 7, "x"))
+                case "failed":
+                    yield Progress(task, TableStatus.FAILED, mode=mode, error=CopyError("cannot be copied"))
 
     def verify(self, target, tables, stop):
         if self.upgrade_fails:
             raise NotVerified("not what was copied")
 
+    def refuse_unproven(self, service, row):
+        if self.lag:
+            raise StateError("1 table has changed in the source since", code="FeedLag")
+
+
+FATE = st.sampled_from(["copied", "copied", "copied", "copied", "failed", "lost"])
+FATES = st.fixed_dictionaries(dict.fromkeys(("", *NAMES), FATE))
+GOOD = dict.fromkeys(("", *NAMES), "copied")
+
 
 class Life(RuleBasedStateMachine):
-    """Verbs in any order, between them a coordinator that works or is cut off. What must always hold is below."""
+    """Verbs in any order, between them a coordinator that works, or is killed before any of its writes. The model says what follows."""
 
     @initialize(new=SELDOM)
     def begin(self, new):
@@ -112,12 +137,22 @@ class Life(RuleBasedStateMachine):
         shutil.copy(Life.sample, self.folder / "bc.db")
         config = Settings(home=self.folder / "home")
         self.lab = Lab(Migration(open_store(config.store), config), self.folder / "bc.db")
+        self.model = Model(NAMES)
         self.engine = FakeEngine()
+        self.upgraded: set[str] = set()                 # companies that an upgrade which was cut off had behind it
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(runner, "copy_tables", self.engine.copy_tables)
+        self.patch.setattr(runner, "check_tables", self.engine.check_tables)
+        self.patch.setattr(runner, "FLUSH_S", 60)       # all progress is written at once: nothing depends on the machine's pace
         self.patch.setattr(upgrade, "_verify", self.engine.verify)
+        self.patch.setattr(ending, "refuse_unproven", self.engine.refuse_unproven)
         if not new:
             self.lab.prepare()
+            self.model.set_up()
+            for name in NAMES:
+                self.model.mark(name, True)
+            self.model.create_companies()
+            self.model.create()
 
     def teardown(self):
         if hasattr(self, "patch"):
@@ -125,91 +160,177 @@ class Life(RuleBasedStateMachine):
             self.lab.store.close()
             shutil.rmtree(self.folder)
 
-    def ask(self, verb, *arguments, **options):
-        """A verb is carried out, or refused with a sentence and without a trace."""
+    def ask(self, expected, verb, *arguments, **options):
+        """A verb does what the model says, or is refused with the code that the model says, with a sentence and without a trace."""
         before = self.lab.dump()
         try:
             verb(*arguments, **options)
         except SkyliftError as error:
-            assert error.message and error.code
+            assert error.message and error.code == expected
             assert self.lab.dump() == before
+        else:
+            assert expected == "ok"
 
     @rule()
     def set_up(self):
         if self.lab.state is M.NOT_SET_UP:
-            self.ask(self.lab.migration.create_setup, self.lab.values)
+            self.ask(self.model.set_up(), self.lab.migration.create_setup, self.lab.values)
         else:
-            self.ask(self.lab.migration.change_setup, self.lab.setup.id, {}, ANY)
+            self.ask(self.model.set_up(), self.lab.migration.change_setup, self.lab.setup.id, {}, ANY)
 
     @rule()
     def complete_setup(self):
         if self.lab.state is not M.NOT_SET_UP:
-            self.ask(self.lab.migration.complete_setup, self.lab.setup.id)
+            self.ask(self.model.complete_setup(), self.lab.migration.complete_setup, self.lab.setup.id)
 
     @rule(n=st.integers(0, 1), leave_out=SELDOM)
     def mark(self, n, leave_out):
         if self.lab.companies:
-            self.ask(self.lab.migration.change_company, self.lab.companies[n].id, {"replicate": not leave_out}, ANY)
+            company = self.lab.companies[n]
+            self.ask(self.model.mark(company.name, not leave_out), self.lab.migration.change_company, company.id,
+                     {"replicate": not leave_out}, ANY)
 
     @rule()
     def create_companies(self):
         if self.lab.companies:
-            self.ask(self.lab.migration.create_companies, self.lab.companies[0].id)
+            self.ask(self.model.create_companies(), self.lab.migration.create_companies, self.lab.companies[0].id)
 
-    @rule(kind=KINDS)
-    def run(self, kind):
-        self.ask(self.lab.migration.run_replication, kind=kind)
+    @rule(kind=KINDS, company=st.none() | st.sampled_from(NAMES), failed=SELDOM)
+    def run(self, kind, company, failed):
+        if company is None or self.lab.companies:
+            self.ask(self.model.start(kind, company, failed), self.lab.migration.run_replication, kind=kind,
+                     scope=Scope((company,) if company else (), (), failed))
 
-    @rule(n=st.none() | st.integers(0, 2))
-    def upgrade(self, n):
-        ids = [run.id for run in self.lab.runs]
-        self.ask(self.lab.migration.run_data_upgrade, ids[n] if n is not None and n < len(ids) else None)
+    @rule()
+    def cancel(self):
+        self.ask(self.model.cancel(), self.lab.migration.cancel_replication)
+
+    @rule()
+    def upgrade(self):
+        self.ask(self.model.upgrade(), self.lab.migration.run_data_upgrade)
 
     @rule()
     def reset(self):
-        self.ask(self.lab.migration.reset_cloud_data)
+        self.ask(self.model.reset(), self.lab.migration.reset_cloud_data)
 
-    @rule(really=SELDOM)
-    def disable(self, really):
+    @rule(really=SELDOM, reason=st.sampled_from(["", "Paused", "Abandoned"]))
+    def end(self, really, reason):
         if really:
-            self.ask(self.lab.migration.disable_replication)
+            m = self.lab.migration
+            self.ask(self.model.end(reason), {"": m.disable_replication, "Paused": m.pause, "Abandoned": m.abandon}[reason])
 
-    @rule(really=SELDOM)
-    def complete(self, really):
+    @rule(really=SELDOM, force=st.booleans(), lag=st.booleans())
+    def complete(self, really, force, lag):
         if really:
-            self.ask(self.lab.migration.complete_cloud_migration)
+            self.engine.lag = lag
+            self.ask(self.model.complete(force, lag), self.lab.migration.complete_cloud_migration, force=force, reason="so be it")
 
-    @rule(fates=FATES, broken=SELDOM, upgrade_fails=SELDOM)
-    def work(self, fates, broken, upgrade_fails):
+    @rule(fates=FATES, broken=SELDOM, upgrade_fails=SELDOM, killed_at=st.none() | st.integers(0, 9))
+    def work(self, fates, broken=False, upgrade_fails=False, killed_at=None):
         self.engine.fates, self.engine.broken, self.engine.upgrade_fails = fates, broken, upgrade_fails
-        self.lab.work()
-        assert self.lab.state not in (M.CREATING_COMPANIES, M.REPLICATING, M.UPGRADING)
+        killed = False
+        try:
+            with self._mortal(killed_at):
+                self.lab.work()
+        except Killed:
+            killed = True
+            with self.lab.store.write() as connection:  # as the one who watches it does
+                connection.execute(leases.delete())
+        {M.CREATING_COMPANIES: self._follow_creation, M.REPLICATING: self._follow_run,
+         M.UPGRADING: self._follow_upgrade}.get(M(self.model.state), lambda killed: None)(killed)
+        assert killed or self.lab.state not in (M.CREATING_COMPANIES, M.REPLICATING, M.UPGRADING)
 
-    @rule(looks=st.integers(1, 6))
-    def work_that_is_cut_off(self, looks):
-        self.engine.fates, self.engine.broken, self.engine.upgrade_fails = ["copied"], False, False
-        left = iter(range(looks))
-        self.lab.work(stop=lambda: next(left, None) is None)
+    @contextmanager
+    def _mortal(self, killed_at):
+        """The coordinator dies before its write number `killed_at` after it has taken the lease."""
+        honest, writes = self.lab.store.write, itertools.count(-1)
+
+        def write():
+            if next(writes) == killed_at:
+                raise Killed
+            return honest()
+
+        with pytest.MonkeyPatch.context() as patch:
+            if killed_at is not None:
+                patch.setattr(self.lab.store, "write", write)
+            yield
+
+    def _follow_creation(self, killed):
+        if not killed or self.lab.state is not M.CREATING_COMPANIES:
+            self.model.create()
+
+    def _follow_run(self, killed):
+        asked, model = self.model.run, self.model
+        run = next(run for run in self.lab.runs if run.replication_type is not None and run.run_id == run.run_id.lower())
+        rows = self.lab.tables(run).values()
+        ended = run.status is not R.IN_PROGRESS
+        if killed and not ended:
+            entered = bool(rows)
+            told = any(row.status in (TableStatus.SUCCESSFUL, TableStatus.FAILED) for row in rows)
+        else:
+            entered = not asked.cancelled
+            told = entered and not self.engine.broken
+        if entered:
+            model.enter()
+        if told:
+            model.tell(self.engine.fates)
+        if ended or not killed:
+            model.finish_run(self.engine.broken and not asked.cancelled)
+
+    def _follow_upgrade(self, killed):
+        with self.lab.store.read() as connection:
+            done = set(connection.scalars(sa.select(upgrade_tags.c.company_name)))
+        if killed and self.lab.state is M.UPGRADING:
+            self.upgraded = done
+            return
+        pending = {"", *(name for name in NAMES if self.model.places[name].marked and
+                         self.model.places[name].upgrade not in ("None", "Completed"))}
+        self.model.finish_upgrade(self.engine.upgrade_fails and bool(pending - self.upgraded), self.upgraded)
+        self.upgraded = done
 
     @rule(kind=KINDS, fates=FATES, broken=SELDOM)
     def replicate(self, kind, fates, broken):
-        self.run(kind)
-        self.work(fates, broken, False)
+        self.run(kind, None, False)
+        self.work(fates, broken)
 
-    @rule(kind=KINDS, looks=st.integers(1, 6))
-    def replicate_with_an_interruption(self, kind, looks):
-        self.run(kind)
-        self.work_that_is_cut_off(looks)
+    @rule(kind=KINDS, killed_at=st.integers(0, 5), fates=FATES)
+    def replicate_with_a_death(self, kind, killed_at, fates):
+        self.run(kind, None, False)
+        self.work(fates, killed_at=killed_at)
+        self.both_agree()
         self.state_and_runs_agree()
-        self.work(["copied"], False, False)
+        self.work(GOOD)
 
-    @rule(upgrade_fails=SELDOM, looks=st.integers(1, 6))
-    def replicate_and_upgrade(self, upgrade_fails, looks):
-        self.replicate(ReplicationType.NORMAL, ["copied"], False)
-        self.upgrade(None)
-        self.work_that_is_cut_off(looks)
+    @rule(upgrade_fails=SELDOM, killed_at=st.integers(0, 9))
+    def replicate_and_upgrade(self, upgrade_fails, killed_at):
+        self.replicate(ReplicationType.NORMAL, GOOD, False)
+        self.upgrade()
+        self.work(GOOD, killed_at=killed_at)
+        self.both_agree()
         self.state_and_runs_agree()
-        self.work(["copied"], False, upgrade_fails)
+        self.work(GOOD, upgrade_fails=upgrade_fails)
+
+    @invariant()
+    def both_agree(self):
+        if not hasattr(self, "lab"):
+            return
+        model, lab = self.model, self.lab
+        assert lab.state == model.state
+        with lab.store.read() as connection:
+            row = get_migration(connection)
+            failed = {company for company, _ in failed_tables(connection)}
+            copied = dict(connection.execute(sa.select(registry.c.company_name, sa.func.min(registry.c.synced_version)).group_by(
+                registry.c.company_name)).all())
+        assert row["disabled_reason"] == (model.reason if model.state == "Disabled" else "")
+        if model.state != "Replicating":               # what a run under way has written down so far, nobody decides by
+            assert failed == model.failed()
+        for company in lab.companies:
+            place = model.places[company.name]
+            assert (company.replicate, company.created) == (place.marked, place.created)
+            if model.state != "Upgrading":
+                assert company.upgrade_status == place.upgrade
+        for name, least in copied.items():
+            assert (least > 0) == model.places[name].copied
 
     @invariant()
     def state_and_runs_agree(self):
@@ -264,5 +385,5 @@ def test_no_order_of_verbs_and_accidents_leads_astray(tmp_path):
     create_sample(Life.sample, companies=2, rows=5, tables=3)
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(Life, settings=settings(max_examples=30, stateful_step_count=30, deadline=None,
+    run_state_machine_as_test(Life, settings=settings(max_examples=40, stateful_step_count=30, deadline=None,
                                                       suppress_health_check=list(HealthCheck)))

@@ -3,15 +3,16 @@
 import shutil
 
 import pytest
+import sqlalchemy as sa
 
 from skylift.errors import SkyliftError
 from skylift.migration import Migration
-from skylift.model import App, Run
+from skylift.model import App, Run, Scope, TableSwitch
 from skylift.query import Query
-from skylift.runs import MigrationState, RunStatus
+from skylift.runs import MigrationState, RunStatus, TableStatus
 from skylift.settings import Settings
 from skylift.store import open_store
-from skylift.store.tables import metadata
+from skylift.store.tables import metadata, registry, run_tables
 from tests.migration.lab import ANY, Lab
 
 M = MigrationState
@@ -21,7 +22,7 @@ RUN_STATUS = {M.REPLICATING: RunStatus.IN_PROGRESS, M.UPGRADE_PENDING: RunStatus
               M.UPGRADING: RunStatus.UPGRADE_IN_PROGRESS, M.UPGRADE_FAILED: RunStatus.UPGRADE_FAILED}
 CODES = {"no": "NotSetUp", "ag": "AwaitingAgent", "se": "SetupNotComplete", "cc": "CreatingCompanies", "cf": "CreationFailed",
          "rn": "RunInProgress", "up": "UpgradePending", "ug": "UpgradeInProgress", "uf": "UpgradeFailed", "ud": "Upgraded",
-         "di": "50016", "nf": "NotFound", "ex": "SetupExists", "nu": "NotUpgraded", "nt": "NothingToUpgrade", "ok": "ok"}
+         "di": "50016", "nf": "NotFound", "ex": "SetupExists", "nu": "NotUpgraded", "nt": "NothingToUpgrade", "nr": "NoRun", "ok": "ok"}
 GRID = {
     # state:            no. aw. en. cr. cf. re. rn. up. ug. uf. ud. di.     in the order of STATES
     "create_setup":     "ok  ex  ex  ex  ex  ex  ex  ex  ex  ex  ex  ex",
@@ -32,10 +33,17 @@ GRID = {
     "create_companies": "no  ag  ok  cc  ok  ok  rn  ok  ug  uf  ud  di",
     "initialize":       "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  di",
     "run":              "no  ag  se  cc  cf  ok  rn  ok  ug  uf  ud  di",
+    "run_part":         "no  ag  se  cc  cf  ok  rn  ok  ug  uf  ud  di",
+    "cancel":           "nr  nr  nr  nr  nr  nr  ok  nr  ug  nr  nr  nr",
     "refresh":          "ok  ok  ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
     "upgrade":          "no  ag  se  cc  cf  nt  rn  ok  ug  ok  ud  di",
     "reset":            "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ud  ok",
     "disable":          "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
+    "pause":            "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  di",
+    "abandon":          "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
+    "force_completion": "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
+    "change_table":     "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
+    "unblock_table":    "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
     "complete":         "no  ag  nu  nu  nu  nu  rn  up  ug  uf  ok  nu",
     "create_mapping":   "no  ag  ok  ok  ok  ok  ok  ok  ug  ok  ok  ok",
     "change_mapping":   "no  ag  ok  ok  ok  ok  ok  ok  ug  ok  ok  ok",
@@ -66,8 +74,18 @@ def furnished(made):
     return lab
 
 
+def fail_a_table(lab):
+    """One table's last copy has failed, and it is left out, so that it holds up nothing."""
+    with lab.store.write() as connection:
+        row = connection.execute(sa.select(run_tables).where(run_tables.c.company_name != "").limit(1)).one()
+        connection.execute(run_tables.update().where(run_tables.c.id == row.id).values(status=TableStatus.FAILED, errors="no"))
+        connection.execute(registry.update().where(registry.c.company_name == row.company_name, registry.c.table_name == row.table_name)
+                           .values(blocked=True, replicate=False))
+
+
 def actions(lab):
     m, setup_id, company, mapping = lab.migration, lab.setup.id, lab.companies[0], lab.mappings[0]
+    [blocked] = [table for table in m.select(TableSwitch, Query()) if table.blocked]
     renamed = {"app_id": "rental", "table_name": "New Buffer", "source_table_name": "Import Buffer"}
     return {
         "create_setup": lambda: m.create_setup(lab.values),
@@ -78,11 +96,18 @@ def actions(lab):
         "create_companies": lambda: m.create_companies(company.id),
         "initialize": lambda: m.initialize_company(company.id),
         "run": lambda: m.run_replication(),
+        "run_part": lambda: m.run_replication(scope=Scope(companies=(company.name,))),
+        "cancel": lambda: m.cancel_replication(),
         "refresh": lambda: m.refresh_status(),
         "upgrade": lambda: m.run_data_upgrade(),
         "reset": lambda: m.reset_cloud_data(),
         "disable": lambda: m.disable_replication(),
+        "pause": lambda: m.pause("until Monday"),
+        "abandon": lambda: m.abandon("no longer wanted"),
         "complete": lambda: m.complete_cloud_migration(),
+        "force_completion": lambda: m.complete_cloud_migration(force=True, reason="the rest is archived"),
+        "change_table": lambda: m.change_table(blocked.id, {"replicate": True}, ANY),
+        "unblock_table": lambda: m.unblock_table(blocked.id),
         "create_mapping": lambda: m.create_mapping({**renamed, "app_id": rental(lab)}),
         "change_mapping": lambda: m.change_mapping(mapping.id, {"source_table_name": "[Record Link]"}, ANY),
         "delete_mapping": lambda: m.delete_mapping(mapping.id, ANY),
@@ -98,6 +123,7 @@ def rental(lab):
 @pytest.mark.parametrize("n", range(len(STATES)), ids=STATES)
 def test_what_a_state_permits(furnished, n):
     lab, state = furnished, STATES[n]
+    fail_a_table(lab)
     before = lab.dump()
     todo = actions(lab)
     wrong = []
@@ -156,7 +182,10 @@ def test_a_row_that_is_not_there_is_told_for_every_action_that_names_one(furnish
                  lambda: m.run_replication(missing), lambda: m.refresh_status(missing), lambda: m.run_data_upgrade(missing),
                  lambda: m.reset_cloud_data(missing), lambda: m.disable_replication(missing), lambda: m.complete_cloud_migration(missing),
                  lambda: m.change_mapping(missing, {}, ANY), lambda: m.delete_mapping(missing, ANY), lambda: m.restore_defaults(missing),
-                 lambda: m.delete_all_for_extension(missing), lambda: m.get(Run, missing)):
+                 lambda: m.delete_all_for_extension(missing),
+                 lambda: m.cancel_replication(missing), lambda: m.pause("", missing),
+                 lambda: m.abandon("", missing), lambda: m.change_table(missing, {}, ANY), lambda: m.unblock_table(missing),
+                 lambda: m.get(Run, missing)):
         with pytest.raises(SkyliftError, match="there is no") as raised:
             call()
         assert raised.value.code == "NotFound"

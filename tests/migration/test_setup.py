@@ -266,7 +266,7 @@ def test_completing_with_a_failed_table_is_refused(ready):
 
 
 def test_completing_without_a_source_fails_and_leaves_the_migration_as_it_is(ready, monkeypatch):
-    monkeypatch.setattr("skylift.migration.setup.RETRY_S", 0)
+    monkeypatch.setattr("skylift.migration.ending.RETRY_S", 0)
     ready.run()
     ready.migration.run_data_upgrade()
     ready.work()

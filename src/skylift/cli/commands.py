@@ -66,7 +66,7 @@ def setup(
     known = migration.select(Setup, Query())
     done = migration.change_setup(known[0].id, values, lambda row: None) if known else migration.create_setup(values)
     session.say(f"{product} connected; state: {done.state}")
-    _list_companies(session)
+    show_companies(session)
 
 
 @command("skylift companies --mark 'CRONUS International Ltd_' --create", target=True)
@@ -79,26 +79,26 @@ def companies(
 ) -> int | None:
     """List the companies of the source, choose which take part, and create them in the target."""
     migration = session.migration
-    found = _companies(session)
+    found = list_companies(session)
     wanted = {company.id: True for company in found} if mark_all else {}
-    wanted |= {_company(found, name).id: True for name in mark or ()}
-    wanted |= {_company(found, name).id: False for name in unmark or ()}
+    wanted |= {find_company(found, name).id: True for name in mark or ()}
+    wanted |= {find_company(found, name).id: False for name in unmark or ()}
     for company in found:
         if company.id in wanted and company.replicate != wanted[company.id]:
             migration.change_company(company.id, {"replicate": wanted[company.id]}, lambda row: None)
     if create:
-        _setup(session)
-        if not any(company.replicate for company in _companies(session)):
+        find_setup(session)
+        if not any(company.replicate for company in list_companies(session)):
             raise StateError("no company is marked", hint="mark at least one: skylift companies --mark NAME --create", code="50003")
         try:
-            migration.complete_setup(_setup(session).id)    # the product's default mappings, and then the companies
+            migration.complete_setup(find_setup(session).id)    # the product's default mappings, and then the companies
         except StateError as error:
             if error.code != "CreatingCompanies":
                 raise
             session.note("companies are being created already, going on with it")
-        state = wait(session, lambda: _setup(session).state, lambda state: state != MigrationState.CREATING_COMPANIES)
+        state = wait(session, lambda: find_setup(session).state, lambda state: state != MigrationState.CREATING_COMPANIES)
         session.say(f"state: {state}")
-    _list_companies(session)
+    show_companies(session)
     return FAILED if create and state == MigrationState.CREATION_FAILED else OK
 
 
@@ -146,7 +146,7 @@ def cancel(
     asked = session.migration.cancel_replication(reason=reason)
     ended = asked if no_wait else wait(session, lambda: session.migration.get(Run, asked.id), lambda run: run.status not in WORKING)
     session.say(f"{ended.status}: {ended.details}")
-    session.answer({"state": _setup(session).state, "run": ended})
+    session.answer({"state": find_setup(session).state, "run": ended})
 
 
 @command("skylift status --watch")
@@ -179,7 +179,7 @@ def status(
 def upgrade(session: Session) -> int:
     """Run the data upgrade that follows the last run of a product with upgrades, and wait for it; goes on with one under way."""
     migration = session.migration
-    newest = _newest(session)
+    newest = find_newest(session)
     try:
         migration.run_data_upgrade(newest.id)
     except StateError as error:
@@ -192,34 +192,27 @@ def upgrade(session: Session) -> int:
     return _report(session, ended)
 
 
-@command("skylift reset")
-def reset(session: Session) -> None:
+@command("skylift reset --yes")
+def reset(
+    session: Session,
+    yes: Annotated[bool, typer.Option("--yes", help="Needed where a finished run waits for its upgrade: the upgrade then waits "
+                                                "for another run.")] = False,
+) -> None:
     """Forget how far the tables are copied, so that the next run copies them whole. No data is deleted."""
-    session.migration.reset_cloud_data(_newest(session).id)
+    newest = find_newest(session)
+    if find_setup(session).state is MigrationState.UPGRADE_PENDING and not yes:
+        raise StateError("everything is copied and waits for its upgrade; after a reset it has to be copied again", code="NotConfirmed",
+                         hint="if that is meant: skylift reset --yes")
+    session.migration.reset_cloud_data(newest.id)
     session.say("the next run copies every table whole")
-    session.answer({"state": _setup(session).state})
+    session.answer({"state": find_setup(session).state})
 
 
-@command("skylift disable")
-def disable(session: Session) -> None:
-    """End replication for now: the source is left as it was found, copied data stays."""
-    session.migration.disable_replication(_newest(session).id)
-    session.say(_newest(session).details)
-    _say_state(session)
-
-
-@command("skylift complete")
-def complete(session: Session) -> None:
-    """Complete the migration. Refused while a table is failed or, where the product has one, the upgrade is not done."""
-    session.migration.complete_cloud_migration(_newest(session).id)
-    _say_state(session)
-
-
-def _companies(session: Session) -> list[SourceCompany]:
+def list_companies(session: Session) -> list[SourceCompany]:
     return session.migration.select(SourceCompany, Query(order=(Order(Attribute("name")),)))
 
 
-def _company(found: list[SourceCompany], name: str) -> SourceCompany:
+def find_company(found: list[SourceCompany], name: str) -> SourceCompany:
     hits = [company for company in found if name.casefold() in (company.name.casefold(), company.display_name.casefold())]
     if not hits:
         raise NotFound(f"the source has no company '{name}'", hint=f"it has: {', '.join(c.name for c in found) or 'none yet'}",
@@ -227,23 +220,23 @@ def _company(found: list[SourceCompany], name: str) -> SourceCompany:
     return hits[0]
 
 
-def _list_companies(session: Session) -> None:
-    found = _companies(session)
+def show_companies(session: Session) -> None:
+    found = list_companies(session)
     session.table(("company", "display name", "marked", "created", "initialised", "GB"),
                   [(c.name, c.display_name, "yes" if c.replicate else "no", "yes" if c.created else "no", c.init_status,
                     round(float(c.estimated_size), 3)) for c in found])
     session.answer(found)
 
 
-def _setup(session: Session) -> Setup:
+def find_setup(session: Session) -> Setup:
     known = session.migration.select(Setup, Query())
     if not known:
         raise StateError("there is no set-up yet", hint="connect a source first: skylift setup --product P --source URL", code="NotSetUp")
     return known[0]
 
 
-def _newest(session: Session) -> Run:
-    _setup(session)
+def find_newest(session: Session) -> Run:
+    find_setup(session)
     newest = newest_run(session)
     if newest is None:
         raise StateError("no source was connected yet", hint="connect one first: skylift setup --product P --source URL", code="NotSetUp")
@@ -256,8 +249,8 @@ def _under_way(session: Session, status: RunStatus) -> Run | None:
     return runs[0] if runs else None
 
 
-def _say_state(session: Session) -> None:
-    state = _setup(session).state
+def say_state(session: Session) -> None:
+    state = find_setup(session).state
     session.say(f"state: {state}")
     session.answer({"state": state})
 
@@ -275,7 +268,7 @@ def _report(session: Session, run: Run) -> int:
     if alone := unattended(session, run):
         session.say(alone)
     session.table(("failed table", "error"), [(f"{t.company_name} {t.table_name}".strip(), t.errors) for t in failed])
-    session.answer({"state": _setup(session).state, "run": run, "tables": tables})
+    session.answer({"state": find_setup(session).state, "run": run, "tables": tables})
     return FAILED if failed or run.status in (RunStatus.FAILED, RunStatus.UPGRADE_FAILED) else OK
 
 

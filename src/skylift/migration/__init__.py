@@ -13,10 +13,12 @@ from uuid import UUID
 
 from skylift.errors import NotFound
 from skylift.migration.companies import CompanyVerbs
+from skylift.migration.ending import EndingVerbs
 from skylift.migration.mappings import MappingVerbs
 from skylift.migration.replication import ReplicationVerbs
 from skylift.migration.service import count_tables, get_row
 from skylift.migration.setup import SetupVerbs
+from skylift.migration.switches import TableVerbs
 from skylift.migration.tokens import TokenVerbs
 from skylift.migration.upgrade import UpgradeVerbs
 from skylift.migration.webhooks import WebhookVerbs
@@ -31,7 +33,7 @@ T = TypeVar("T")
 _PRODUCT_TYPES = [ProductType(product.id, product.display_name) for product in PRODUCTS.values()]
 
 
-class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, ReplicationVerbs, UpgradeVerbs, TokenVerbs, WebhookVerbs):
+class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, TableVerbs, ReplicationVerbs, UpgradeVerbs, EndingVerbs, TokenVerbs, WebhookVerbs):
     """Everything that can be asked of one environment's migration."""
 
     def select(self, row_type: type[T], query: Query) -> list[T]:

@@ -148,7 +148,7 @@ def end_run(verb: Verb, run: Run) -> RunStatus:
     upgrade = find_product(verb.row["product_id"]).upgrades and not diagnostic
     verb.move_run(run, "await_upgrade" if upgrade else "complete", details, details=details, ended_at=verb.after(run))
     if upgrade:
-        _await_upgrade(verb)
+        await_upgrade(verb)
     _leave_replicating(verb, "await_upgrade" if upgrade else "replicated")
     return RunStatus.UPGRADE_PENDING if upgrade else RunStatus.COMPLETED
 
@@ -162,6 +162,8 @@ def _details(connection: sa.Connection, run: Run, counts: Mapping[TableStatus, i
     parts = [f"{good} could be read"] if diagnostic else [f"{good - unchanged} copied and verified"] if good > unchanged else []
     if unchanged:
         parts.append(f"{unchanged} unchanged since {'it was' if unchanged == 1 else 'they were'}")
+    if not good and not failed:
+        return "There was no table to go through."
     every, are, were = ("The only table", "is", "was") if good == 1 else (f"All {good} tables", "are", "were")
     if failed:
         why = "its error says why" if failed == 1 else "their errors say why"
@@ -226,15 +228,16 @@ def _close_tables(verb: Verb, run: Run, why: str = "The table was not {done}: th
     still_open = sa.and_(run_tables.c.run_id == run.run_id, run_tables.c.status.in_(_OPEN))
     note(verb.connection, RunTable, sa.select(run_tables.c.id).where(still_open))
     if run.replication_type is ReplicationType.DIAGNOSTIC:
-        values: dict[str, Any] = {"status": TableStatus.WARNING, "errors": why.format(done="checked")}
+        values: dict[str, Any] = {"status": TableStatus.WARNING, "mode": "diagnostic", "errors": why.format(done="checked")}
     else:
         values = {"status": TableStatus.FAILED, "errors": why.format(done="replicated") + " Run the replication again."}
     verb.connection.execute(run_tables.update().where(still_open).values(**values, error_code=code, ended_at=verb.after(run)))
 
 
-def _await_upgrade(verb: Verb) -> None:
+def await_upgrade(verb: Verb) -> None:
     """Every company of which something has been copied waits for its upgrade; one without tables does too."""
-    copied = sa.exists().where(run_tables.c.company_name == source_companies.c.name, run_tables.c.status == TableStatus.SUCCESSFUL)
+    copied = sa.exists().where(run_tables.c.company_name == source_companies.c.name, run_tables.c.status == TableStatus.SUCCESSFUL,
+                               run_tables.c.mode != "diagnostic")
     has_tables = sa.exists().where(registry.c.company_name == source_companies.c.name)
     update_companies(verb.connection, source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE,
                      sa.or_(copied, ~has_tables), upgrade_status=UpgradeStatus.PENDING)

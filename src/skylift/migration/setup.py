@@ -1,12 +1,8 @@
-"""Set-up: connect a source, register an agent, complete the set-up; and how it ends, by disabling or completing the migration.
-
-Source: behaviour.md §2.7, §3, §5.14, §12.11.
-"""
+"""Set-up: connect a source, register an agent, complete the set-up. Source: behaviour.md §2.7, §3, §5.14."""
 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,11 +12,10 @@ import sqlalchemy as sa
 
 from skylift.connectors import Source, check_apart, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
-from skylift.errors import CopyError, NotFound, SetupError, SkyliftError, StateError, Transient, redact
+from skylift.errors import CopyError, SetupError, StateError, Transient, redact
 from skylift.migration.changes import note, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
-from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
 from skylift.model import Setup, SourceCompany
 from skylift.products import Catalogue, Product, measured
@@ -28,10 +23,7 @@ from skylift.products.naming import same_name
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, SqlServerType, UpgradeStatus
 from skylift.settings import Settings
-from skylift.store.tables import apps, companies, registry, runs, source_companies
-
-RETRY_S = 2.0                     # pause before tear-down is tried once more (behaviour.md §3, completeCloudMigration)
-STILL_TRACKED = "StillTracked"     # disabled, and the source still holds what skylift installed there
+from skylift.store.tables import apps, companies, registry, source_companies
 
 
 class SetupVerbs(Service):
@@ -69,54 +61,6 @@ class SetupVerbs(Service):
             verb.permit("complete_setup")
             insert_defaults(verb)
             schedule_creation(verb)
-
-    def disable_replication(self, id: UUID | None = None) -> None:
-        """Stop migrating: the source forgets skylift, everything copied stays.
-
-        Where the source is out of reach the migration is disabled all the same, and the status row says what was left there;
-        a later call tries again to remove it, and raises what stands in the way. Else a repeated call does nothing.
-        """
-        with self.store.read() as connection:
-            self._bound(connection, id)
-            row = get_migration(connection)
-        if row["state"] is MigrationState.DISABLED:
-            if row["disabled_reason"] == STILL_TRACKED:
-                self.store.commit()
-                self._untrack(row)
-                with self.verb(commits=True) as verb:
-                    verb.set(disabled_reason="")
-                    verb.log("migration", "untrack")
-            return
-        with self.verb("disable_replication", commits=True):
-            pass
-        try:
-            self._untrack(row)
-            left = ""
-        except SkyliftError as error:
-            left = (f" What skylift installed in the source could not be removed: {redact(error.message)}."
-                    " Disable once more when the source is back.")
-        with self.verb("disable_replication", commits=True) as verb:
-            self._disable(verb, f"The migration has been disabled.{left}", reason=STILL_TRACKED if left else "")
-
-    def complete_cloud_migration(self, id: UUID | None = None) -> None:
-        """End the migration for good. Raises StateError while a table is failed or the data upgrade is not done.
-
-        If the source cannot be cleaned up, tried twice, the error is raised and the migration stays as it is.
-        """
-        with self.verb(commits=True) as verb:
-            self._bound(verb.connection, id)
-            row = verb.row
-            if row["state"] is MigrationState.DISABLED and row["disabled_reason"] == "Completed":
-                return
-            self._check_complete(verb)
-        try:
-            self._untrack(row)
-        except SkyliftError:
-            time.sleep(RETRY_S)
-            self._untrack(row)
-        with self.verb(commits=True) as verb:
-            self._check_complete(verb)
-            self._disable(verb, "The cloud migration has been completed.", reason="Completed")
 
     # -------------------------------------------------------------- connecting
 
@@ -162,12 +106,14 @@ class SetupVerbs(Service):
             self._store(verb, found, whole)
             try:
                 verb.move("enable", **common, source_version=found.version, target_url=self.box.seal(target_url), disabled_reason="",
+                          still_tracked=False,
                           runtime_name=runtime_name or verb.row["runtime_name"])
             except StateError:
                 raise verb.refusal() from None
             verb.add_run(RunStatus.COMPLETED, "The migration has been set up. The source has "
                          f"{_count(len(found.companies), 'company', 'companies')} and "
-                         f"{_count(len(whole.tasks), 'table', 'tables')}." + "".join(f" Note: {note}." for note in found.notes),
+                         f"{_count(len(whole.tasks), 'table', 'tables')}.{_cut_names(whole)}"
+                         + "".join(f" Note: {note}." for note in found.notes),
                          product.display_name, event="set_up")
             return replace(answer, state=verb.state)
 
@@ -239,39 +185,6 @@ class SetupVerbs(Service):
             connection.execute(apps.insert(), [{c.name: getattr(app, c.name) for c in apps.columns} for app in found.apps])
         sync_registry(connection, whole, found)
 
-    # -------------------------------------------------------------- ending
-
-    def _check_complete(self, verb: Verb) -> None:
-        verb.permit("complete_cloud_migration")
-        product = find_product(verb.row["product_id"])
-        if product.upgrades and verb.state is not MigrationState.UPGRADED and not (
-                verb.state is MigrationState.DISABLED and _all_upgraded(verb.connection)):
-            raise StateError("the data has not been upgraded", code="NotUpgraded",
-                             hint="replicate, then run the data upgrade (skylift upgrade; API: runDataUpgrade), then complete")
-        refuse_failed_tables(verb.connection)
-
-    def _disable(self, verb: Verb, details: str, reason: str) -> None:
-        connection = verb.connection
-        if verb.state is not MigrationState.DISABLED:
-            verb.move("disable", details, disabled_reason=reason, creation_task="", creation_error="")
-        else:
-            verb.set(disabled_reason=reason)
-        update_companies(connection, source_companies.c.init_scheduled, init_scheduled=False)
-        verb.add_run(RunStatus.COMPLETED, details, find_product(verb.row["product_id"]).display_name,
-                     event="complete" if reason == "Completed" else "disable")
-
-    def _untrack(self, row: Mapping[str, Any]) -> None:
-        source = open_source(self.box.open(row["source_url"]))
-        try:
-            source.untrack(str(row["consumer"]))
-        finally:
-            source.close()
-
-    def _bound(self, connection: sa.Connection, id: UUID | None) -> None:
-        """Any row of the status list will do as binding target, but it has to exist (odata.md A2)."""
-        if id is not None and connection.execute(sa.select(runs.c.id).where(runs.c.id == id)).first() is None:
-            raise NotFound(f"there is no run with the id {id}")
-
 
 def _refuse_any(setup: Setup) -> None:
     """The if_match of a first set-up: there must be none, not even one made while this one was looking at the source."""
@@ -283,9 +196,11 @@ def _count(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def _all_upgraded(connection: sa.Connection) -> bool:
-    statuses = connection.scalars(sa.select(source_companies.c.upgrade_status).where(source_companies.c.replicate)).all()
-    return set(statuses) == {UpgradeStatus.COMPLETED}
+def _cut_names(whole: Plan) -> str:
+    """Which companies have another name in the target, because it takes no longer ones (§12.14: never cut silently)."""
+    cut = {task.company: task.target.schema for task in whole.tasks if task.target.schema != task.company}
+    told = [f"'{company}' is '{schema}'" for company, schema in sorted(cut.items())]
+    return f" In the target, whose names are shorter, {'; '.join(told)}." if told else ""
 
 
 def discover(product: Product, source: Source, target_url: str, mappings: list[Any]) -> tuple[Catalogue, Plan]:
@@ -305,16 +220,22 @@ def discover(product: Product, source: Source, target_url: str, mappings: list[A
 
 
 def sync_registry(connection: sa.Connection, whole: Plan, found: Catalogue) -> list[tuple[str, str]]:
-    """Make the registry hold exactly the tables of the plan; returns the (company, table) that the source no longer has."""
-    known = {(row.company_name, row.table_name) for row in connection.execute(sa.select(registry.c.company_name, registry.c.table_name))}
-    app_ids = {(table.company, table.table_name): table.app_id for table in found.tables}
+    """Make the registry hold the tables of the plan; returns the (company, table) that the source no longer has.
+
+    What somebody has decided about a table outlives its absence: coming back, it must not be copied, or replace rows, by surprise.
+    """
+    known = {(row.company_name, row.table_name): row for row in connection.execute(sa.select(registry))}
+    origins = {(table.company, table.table_name): table for table in found.tables}
     keys = [(task.company, task.table_name) for task in whole.tasks]
-    added = [{"company_name": company, "table_name": name, "app_id": app_ids.get((company, name))}
-             for company, name in keys if (company, name) not in known]
-    gone = sorted(known - set(keys))
+    added = [{"company_name": key[0], "table_name": key[1], "app_id": origins[key].app_id if key in origins else None,
+              "preserve": key in origins and origins[key].preserve} for key in keys if key not in known]
+    gone = sorted(known.keys() - set(keys))
     if added:
         connection.execute(registry.insert(), added)
-    if gone:
-        here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
-        connection.execute(registry.delete().where(here), [{"company": company, "name": name} for company, name in gone])
-    return [key for key in gone if key not in app_ids]
+    here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
+    decided = [key for key in gone if known[key].preserve or not known[key].replicate]
+    for keys, change in ((decided, registry.update().values(synced_version=-1, blocked=False)),       # nobody waits for it
+                         (sorted(set(gone) - set(decided)), registry.delete())):
+        if keys:
+            connection.execute(change.where(here), [{"company": company, "name": name} for company, name in keys])
+    return [key for key in gone if key not in origins and known[key].replicate]

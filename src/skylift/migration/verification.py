@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import sqlalchemy as sa
 
-from skylift.connectors import opened
+from skylift.connectors import Source, Target, opened
 from skylift.engine.plan import of_companies, plan
 from skylift.engine.verify import TableDifference, compare_tables
 from skylift.errors import StateError
 from skylift.losses import Losses
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, get_migration
+from skylift.model import CopyTask
+from skylift.products import Catalogue
 from skylift.products.registry import find_product
 from skylift.runs import ALLOWED, MigrationState
 from skylift.store.tables import registry, source_companies
@@ -41,15 +44,26 @@ def compare(service: Service, stop: Callable[[], bool] = lambda: False) -> Itera
             raise verb.refusal()
     with service.store.read() as connection:
         row = get_migration(connection)
-        mappings = all_mappings(connection)
-        marked = connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all()
-        left_out = {(r.company_name, r.table_name) for r in connection.execute(sa.select(registry).where(~registry.c.replicate))}
     if not row["source_url"]:
         raise StateError("no source is connected yet", hint="connect one first: skylift setup --product P --source URL", code="NotSetUp")
     sides = opened(service.box.open(row["source_url"]), service.box.open(row["target_url"]), Losses(service.settings.accept))
     with sides as (source, open_target):
         found = find_product(row["product_id"]).discover(source)
         target = open_target()
-        whole = plan(found, mappings, source.tables, target.max_name_bytes)
-        tasks = [task for task in of_companies(whole, marked).tasks if (task.company, task.table_name) not in left_out]
+        tasks = taking_part(service, found, source, target)
         yield from compare_tables(tasks, source, target, workers=service.settings.workers, stop=stop)
+
+
+def taking_part(service: Service, found: Catalogue, source: Source, target: Target) -> list[CopyTask]:
+    """The tables of the marked companies and of what all share, but for those that are left out."""
+    with service.store.read() as connection:
+        mappings = all_mappings(connection)
+        marked = connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all()
+        switches = {(row.company_name, row.table_name): row for row in connection.execute(sa.select(registry))}
+    whole = plan(found, mappings, source.tables, target.max_name_bytes)
+    tasks = []
+    for task in of_companies(whole, marked).tasks:
+        switch = switches.get((task.company, task.table_name))
+        if switch is None or switch.replicate:
+            tasks.append(replace(task, preserve=switch is not None and switch.preserve))
+    return tasks

@@ -1,0 +1,55 @@
+"""How a migration ends, for now or for good."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from skylift.cli.commands import find_newest, say_state
+from skylift.cli.frame import Session, command
+
+Reason = Annotated[str, typer.Option(help="Kept with the migration.")]
+
+
+@command("skylift disable")
+def disable(session: Session) -> None:
+    """End replication for now: the source is left as it was found, copied data stays."""
+    session.migration.disable_replication(find_newest(session).id)
+    _say(session)
+
+
+@command("skylift pause --reason 'month-end closing'")
+def pause(session: Session, reason: Reason = "") -> None:
+    """Stop migrating until the next set-up. What feeds changes in the source stays, so that only changes are moved then."""
+    find_newest(session)
+    session.migration.pause(reason)
+    _say(session)
+
+
+@command("skylift abandon --reason 'another product was chosen'")
+def abandon(session: Session, reason: Reason = "") -> None:
+    """Give the migration up: the source is left as it was found, copied data stays."""
+    find_newest(session)
+    session.migration.abandon(reason)
+    _say(session)
+
+
+@command("skylift complete --force --reason 'the rest is archived'", target=True)
+def complete(
+    session: Session,
+    force: Annotated[bool, typer.Option("--force", help="Whatever is still open; needs --reason.")] = False,
+    reason: Reason = "",
+) -> None:
+    """Complete the migration, once everything has arrived.
+
+    Refused while a table is failed or yet to be copied, the upgrade is not done, the source has changed since, or the target does not
+    hold what was copied.
+    """
+    session.migration.complete_cloud_migration(find_newest(session).id, force=force, reason=reason)
+    _say(session)
+
+
+def _say(session: Session) -> None:
+    session.say(find_newest(session).details)
+    say_state(session)
