@@ -58,7 +58,7 @@ BY_KEY = 500                       # log rows in one statement; MariaDB makes a 
 REMEMBERED = 1_000_000             # log rows of a table that are remembered, at 16 bytes each, more are stamped
 
 _KEYS = [f"k{i}" for i in range(KEY_COLUMNS)]
-_TABLES = {
+TABLES = {
     "_skylift_log": "seq bigint unsigned not null, salt int unsigned not null, t int unsigned not null,"
                     f" batch bigint unsigned not null default 0, {', '.join(f'{k} varbinary(3072)' for k in _KEYS)},"
                     " primary key (seq, salt), key (t, batch)",
@@ -112,12 +112,16 @@ class ChangeLog:
         return self._source.facts(table).unseen
 
     def _install(self, c: Connection) -> None:
-        """Make the tables of the log that are not there."""
+        """Make the tables of the log that are not there, and touch each: triggers of a user who may not would make the application fail."""
         there = {name for (name,) in texts(run(c, "select table_name from information_schema.tables where table_schema = database()"
                                                   " and table_name like '\\_skylift\\_%%'"))}
-        for name, columns in _TABLES.items():
+        for name, columns in TABLES.items():
             if name not in there:
                 run(c, f"create table {name} ({columns}) engine=InnoDB row_format=dynamic default charset=utf8mb4 collate=utf8mb4_bin")
+            column = columns.split()[0]
+            for statement in (f"insert into {name} select * from {name} where 1 = 0", f"update {name} set {column} = {column} where 1 = 0",
+                              f"delete from {name} where 1 = 0"):
+                run(c, statement)
 
     def _track(self, c: Connection, tables: Sequence[Table], consumer: str) -> Watermark:
         for part in _parts([table.name for table in tables]):
@@ -296,7 +300,7 @@ class ChangeLog:
     def untrack(self, consumer: str) -> None:
         with self._source.connection() as c, told(self._source.url), _locked(c, self._source.name, "track"):
             there = {name for (name,) in texts(run(c, "select table_name from information_schema.tables where table_schema = database()"
-                                                      " and table_name like '\\_skylift\\_%%'"))} & _TABLES.keys()
+                                                      " and table_name like '\\_skylift\\_%%'"))} & TABLES.keys()
             if self._source.read_only or not there:
                 return
             if "_skylift_consumers" in there:
