@@ -8,7 +8,8 @@ from typing import Any
 from typer.exceptions import TyperException
 from typer.rich_utils import rich_format_error
 
-from skylift.cli import commands, ending, serving, tables, tokens, verifying, webhooks  # noqa: F401  (importing them registers their commands)
+# importing them registers their commands
+from skylift.cli import commands, ending, granting, serving, tables, tokens, verifying, webhooks  # noqa: F401
 from skylift.cli.frame import BAD_INPUT, app, error_document
 
 

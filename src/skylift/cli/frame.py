@@ -40,7 +40,7 @@ class Session:
     def __init__(self, settings: Settings, as_json: bool, *, sets_up: bool = False, target_given: bool = False) -> None:
         self.settings = settings
         self._sets_up = sets_up                            # only set-up may name another target than the one kept
-        self._target_given = target_given
+        self.target_given = target_given
         self.as_json = as_json
         self.progress = Console(stderr=True, highlight=False)
         self._out = Console(highlight=False, width=None if sys.stdout.isatty() else 250)
@@ -52,7 +52,7 @@ class Session:
 
         migration = Migration(open_store(self.settings.store), self.settings, actor="cli")
         if not self._sets_up:
-            migration.check_target(self._target_given)
+            migration.check_target(self.target_given)
         return migration
 
     def say(self, text: str) -> None:

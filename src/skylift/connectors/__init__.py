@@ -213,6 +213,16 @@ def opened(source_url: str, target_url: str, losses: Losses | None = None) -> It
                 opening.result().close()
 
 
+def grants(url: str, side: str) -> str:
+    """What gives a user of the database at `url` the rights that skylift needs there, and no more; nothing is connected.
+
+    `side`: 'source' or 'target'. A script for an administrator of the server, or for files a sentence, as comments.
+    """
+    parsed = parse_url(url)
+    script: str = _driver(parsed, side, {"source": _SOURCES, "target": _TARGETS}[side]).grants(parsed)
+    return script
+
+
 def check_apart(source_url: str, target_url: str) -> None:
     """Raises SetupError if source and target are one file or one database: a run would replace the tables that it reads."""
     source, target = parse_url(source_url), parse_url(target_url)

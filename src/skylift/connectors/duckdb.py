@@ -7,7 +7,7 @@ No primary keys are built: DuckDB's ART indexes must fit in memory and slow bulk
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import duckdb
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, CopyPlan, TableState
+from skylift.connectors import Batches, CopyPlan, TableState, Target
 from skylift.connectors.duckdb_engine import LARGE_VALUES, Share, engine, need
 from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
+from skylift.losses import Losses
 from skylift.model import ARROW, Digest, Table, TargetName
 
 READ_ROWS = 16_384
@@ -44,7 +45,7 @@ create table if not exists _skylift_ledger (schema_name varchar, table_name varc
 """
 
 
-def open_target(url: URL) -> DuckDBTarget:
+def open_target(url: URL) -> Target:
     """The database file at `url`, created if missing. Raises SetupError if it cannot be written, Transient if it is locked."""
     if not url.database or url.database == ":memory:":
         raise SetupError("the DuckDB target names no file", hint="write duckdb:///relative/path.duckdb")
@@ -64,12 +65,18 @@ def open_target(url: URL) -> DuckDBTarget:
     return target
 
 
+def grants(url: URL) -> str:
+    return (f"-- The account that skylift runs under needs the rights to read and write {url.database} and to make, rename and delete\n"
+            "-- files in its folder.\n")
+
+
 class DuckDBTarget:
     """One DuckDB file; every transaction runs on a connection of its own."""
 
     max_name_bytes = 1 << 16
     chunk_rows = CHUNK_ROWS
-    formats = (ARROW,)
+    formats: Container[str] = (ARROW,)
+    losses = Losses()
 
     def __init__(self, path: Path) -> None:
         """Raises what DuckDB raises."""

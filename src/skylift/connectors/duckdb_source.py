@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy.engine import URL
 
-from skylift.connectors import STATE, Batches, Changes
+from skylift.connectors import STATE, Batches, Changes, Source
 from skylift.connectors.duckdb import first_line
 from skylift.connectors.duckdb_engine import engine, need
 from skylift.connectors.sql import quote
@@ -68,7 +68,7 @@ group by t.schema_name, t.table_name, t.table_oid, t.database_oid order by t.sch
 """
 
 
-def open_source(url: URL) -> DuckDBSource:
+def open_source(url: URL) -> Source:
     """The database file at `url`. Raises SetupError if there is none, somebody writes to it, or it is not a DuckDB database."""
     if not url.database or url.database == ":memory:":
         raise SetupError("the DuckDB source names no file", hint="write duckdb:///relative/path.duckdb or duckdb:////absolute/path.duckdb")
@@ -87,6 +87,11 @@ def open_source(url: URL) -> DuckDBSource:
                          "no newer than skylift's own DuckDB") from None
     except duckdb.Error as error:
         raise SetupError(f"DuckDB file {path} cannot be opened: {first_line(error)}") from None
+
+
+def grants(url: URL) -> str:
+    return (f"-- The account that skylift runs under needs the right to read {url.database} and, where there is one, {url.database}.wal.\n"
+            "-- Nothing is written there.\n")
 
 
 class DuckDBSource:

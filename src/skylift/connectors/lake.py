@@ -11,7 +11,8 @@ What readers without the log can see meanwhile stands in docs/lake.md.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, CopyPlan, TableState, lake_files
+from skylift.connectors import Batches, CopyPlan, TableState, Target, lake_files
 from skylift.connectors.lake_forms import Form, ParquetForm
 from skylift.connectors.lake_log import DataFile, LakeTable, Log, Patch, patch_of, schema_of, schema_text
 from skylift.connectors.lake_names import HIDDEN, folder_of
@@ -38,7 +39,7 @@ MERGED_ROWS = CHUNK_ROWS // 2     # a file with more rows is left alone
 _ODD = set("%[]^|")               # what the `deltalake` package cannot open
 
 
-def open_target(url: URL) -> LakeTarget:
+def open_target(url: URL) -> Target:
     """The lake at `url`, made if missing. Raises SetupError if it cannot be written, Transient if it is in use."""
     form, _, place = url.drivername.partition("+")
     if place not in ("", "s3"):
@@ -55,6 +56,20 @@ def open_target(url: URL) -> LakeTarget:
     except BaseException:
         store.close()
         raise
+
+
+def grants(url: URL) -> str:
+    """For a bucket a policy of IAM, which is JSON and has no comments."""
+    if not url.host:
+        return (f"-- The account that skylift runs under needs the rights to read, write, make, rename and delete files and folders in\n"
+                f"-- {url.database}, which lies on one file system.\n")
+    prefix = f"{url.database.strip('/')}/" if url.database and url.database.strip("/") else ""
+    bucket = f"arn:aws:s3:::{url.host}"
+    return json.dumps({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": bucket,
+         **({"Condition": {"StringLike": {"s3:prefix": f"{prefix}*"}}} if prefix else {})},
+        {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
+         "Resource": f"{bucket}/{prefix}*"}]}, indent=2) + "\n"
 
 
 def _folder(url: URL, form: str) -> Folder:
@@ -82,7 +97,7 @@ class LakeTarget:
 
     max_name_bytes = 1 << 16
     chunk_rows = CHUNK_ROWS
-    formats = (ARROW,)
+    formats: Container[str] = (ARROW,)
     losses: Losses
 
     def __init__(self, store: Any, form: Form) -> None:

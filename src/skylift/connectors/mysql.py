@@ -21,10 +21,10 @@ import pyarrow as pa
 from MySQLdb.connections import Connection
 from sqlalchemy.engine import URL
 
-from skylift.connectors import SWEEP, Batches, Changes
+from skylift.connectors import SWEEP, Batches, Changes, Source
 from skylift.connectors.casting import cast_batch
 from skylift.connectors.mysql_connection import alive, bound, check, connect, quote, run, texts, told, where
-from skylift.connectors.mysql_log import ChangeLog
+from skylift.connectors.mysql_log import TABLES, ChangeLog
 from skylift.connectors.mysql_rows import Misfit, read_result
 from skylift.connectors.mysql_types import (
     UNKNOWN,
@@ -65,10 +65,23 @@ class Facts:
     created: str                   # when it was created or last rebuilt
 
 
-def open_source(url: URL) -> MySqlSource:
+def open_source(url: URL) -> Source:
     """The database at `url`. Raises SetupError saying what is wrong with it, Transient if the server grants no connection now."""
     check(url)
     return MySqlSource(url)
+
+
+def grants(url: URL) -> str:
+    """A script for the server's administrator. In a database's name _ and % are patterns unless escaped."""
+    account = f"{_text(url.username or 'skylift')}@'%'"
+    database = quote(url.database or "").replace("%%", "\\%").replace("_", "\\_")
+    script = f"create user if not exists {account} identified by '<password>';\n"
+    if url.query.get("mode") == "ro":
+        return f"{script}grant select on {database}.* to {account};\n"
+    logs = "".join(f"grant create, drop, insert, update, delete on {name} to {account};\n"
+                   for name in (f"{quote(url.database or '').replace('%%', '%')}.`{table}`" for table in TABLES))
+    return (f"{script}grant select, trigger on {database}.* to {account};\n"
+            f"-- where triggers keep the keys of changed rows; with ?mode=ro in the URL neither this nor trigger is needed:\n{logs}")
 
 
 class MySqlSource:
@@ -330,3 +343,7 @@ def _refusal(table: Table, misfit: Misfit) -> ValueRefused:
     if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
         hint += ", or set 'accept' to zero-dates: then a date without month or day becomes null, and is counted"
     return ValueRefused(f"{table.path}.{field.name}, key ({key}): value '{shown[field.name]}' does not fit {field.type}", hint=hint)
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -18,7 +18,7 @@ import pyarrow as pa
 from psycopg import sql
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, Changes
+from skylift.connectors import Batches, Changes, Source
 from skylift.connectors.postgres import Connection, pool, selected, told, where
 from skylift.connectors.postgres_binary import Decoder, copy_out
 from skylift.connectors.postgres_catalog import Facts, read_catalogue
@@ -36,13 +36,47 @@ _LOSSES = {"decimal": ("nan", "{c} = 'NaN'"), "time": ("infinity", "not isfinite
 _WHOLE = re.compile(r"smallint|integer|bigint")
 
 
-def open_source(url: URL) -> PostgresSource:
+def open_source(url: URL) -> Source:
     """The database at `url`. Raises SetupError if it cannot be reached, or the URL asks for what there is not."""
     asked = url.query.get("feed", "")
     if not isinstance(asked, str) or asked not in FEEDS:
         raise SetupError(f"{where(url)}: feed is neither 'triggers' nor 'none'", hint="leave it out for the best feed that can be had")
     url = url.difference_update_query(["feed"])
     return PostgresSource(url, FEEDS[asked])
+
+
+def grants(url: URL) -> str:
+    user, database = quote(url.username or "skylift"), quote(url.database or "")
+    script = f"""-- in the database {database}, by an administrator of it
+create role {user} login password '<password>';
+grant connect on database {database} to {user};
+do $$ declare s name; begin
+  for s in select nspname from pg_namespace where nspname !~ '^(pg_|_skylift)' and nspname <> 'information_schema' loop
+    execute format('grant usage on schema %I to {_inside(user)}', s);
+    execute format('grant select on all tables in schema %I to {_inside(user)}', s);
+  end loop;
+end $$;
+"""
+    if url.query.get("feed") == "none":
+        return script
+    return script + f"""-- What tells which rows have changed; with ?feed=none in the URL all this is not needed, and tables are compared.
+-- A schema of its own, _skylift:
+grant create on database {database} to {user};
+-- Logical decoding, where the server's wal_level is logical; without it, or with ?feed=triggers, triggers are made:
+alter role {user} replication;
+-- Only who belongs to the owner of a table may publish it or make triggers on it:
+do $$ declare o name; begin
+  for o in select distinct pg_get_userbyid(relowner) from pg_class c join pg_namespace n on n.oid = relnamespace
+      where relkind in ('r', 'p') and nspname !~ '^(pg_|_skylift)' and nspname <> 'information_schema' loop
+    execute format('grant %I to {_inside(user)}', o);
+  end loop;
+end $$;
+"""
+
+
+def _inside(name: str) -> str:
+    """A quoted name within a text that `format` reads."""
+    return name.replace("'", "''").replace("%", "%%")
 
 
 class PostgresSource:

@@ -8,7 +8,7 @@ refused by name (postgres_ddl.py). The primary key is built when the rows are th
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 from psycopg import errors as pg
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, CopyPlan, TableState
+from skylift.connectors import Batches, CopyPlan, TableState, Target
 from skylift.connectors.casting import cast_batch
 from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.postgres import (
@@ -57,7 +57,7 @@ create table if not exists public._skylift_ledger (schema_name text, table_name 
 _LEDGERS = ("_skylift_tables", "_skylift_copies", "_skylift_ledger")
 
 
-def open_target(url: URL) -> PostgresTarget:
+def open_target(url: URL) -> Target:
     """The database at `url`, with its ledger. Raises SetupError naming what is wrong or which right is missing."""
     target = PostgresTarget(url)
     try:
@@ -74,8 +74,9 @@ def _ledger_tables(connection: Connection) -> dict[str, bool]:
 
 def _lacking(connection: Connection, database: str, user: str) -> tuple[str, str] | None:
     """A right without which nothing can be copied, and the statement that grants it."""
-    there = _ledger_tables(connection)
-    asked = [("database", quote(database), "temporary", "has_database_privilege(current_database(), 'temporary')")]
+    asked = [("database", quote(database), "temporary", "has_database_privilege(current_database(), 'temporary')"),
+             ("schema", "public", "usage", "has_schema_privilege('public', 'usage')")]
+    there = _ledger_tables(connection) if connection.execute(f"select {asked[1][3]}").fetchall()[0][0] else {}
     if not all(there.values()):
         asked.append(("schema", "public", "create", "has_schema_privilege('public', 'create')"))
     asked += [("table", f"public.{name}", right, f"has_table_privilege('public.{name}', '{right}')")
@@ -86,12 +87,22 @@ def _lacking(connection: Connection, database: str, user: str) -> tuple[str, str
     return None
 
 
+def grants(url: URL) -> str:
+    user, database = quote(url.username or "skylift"), quote(url.database or "")
+    return f"""-- in the database {database}, by an administrator of it
+create role {user} login password '<password>';
+-- companies become schemas, what they share and the ledger lie in public:
+grant connect, create, temporary on database {database} to {user};
+grant usage, create on schema public to {user};
+"""
+
+
 class PostgresTarget:
     """One database; every transaction runs on a pooled connection of its own."""
 
     max_name_bytes = MAX_NAME_BYTES
     chunk_rows = CHUNK_ROWS
-    formats = (ARROW, PG_BINARY)
+    formats: Container[str] = (ARROW, PG_BINARY)
     losses: Losses
 
     def __init__(self, url: URL) -> None:

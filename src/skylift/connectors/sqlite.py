@@ -24,11 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, Changes
+from skylift.connectors import Batches, Changes, Source
 from skylift.connectors.casting import cast_batch
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlite_log import ChangeLog, Fingerprint
 from skylift.errors import CopyError, SetupError, SkyliftError, Transient, ValueRefused
+from skylift.losses import Losses
 from skylift.model import KeyRange, Table, Watermark
 
 BATCH_ROWS = 16_384
@@ -57,7 +58,7 @@ _MISFIT = {"int64": "typeof({c}) not in ('null', 'integer')", "binary": "typeof(
            "double": f"typeof({{c}}) not in ('null', 'real', 'integer') or typeof({{c}}) = 'integer' and abs({{c}} / 2) >= {2**52}"}
 
 
-def open_source(url: URL) -> SqliteSource:
+def open_source(url: URL) -> Source:
     """The database file at `url`. Raises SetupError if there is none, or it is not a SQLite database."""
     if not url.database or url.database == ":memory:":
         raise SetupError("the SQLite source names no file", hint="write sqlite:///relative/path.db or sqlite:////absolute/path.db")
@@ -75,8 +76,17 @@ def open_source(url: URL) -> SqliteSource:
     return SqliteSource(path, read_only=mode == "ro")
 
 
+def grants(url: URL) -> str:
+    if url.query.get("mode") == "ro":
+        return f"-- skylift reads {url.database} and its -wal and -shm: the account that it runs under needs the right to read them.\n"
+    return (f"-- The account that skylift runs under needs the rights to read and write {url.database} and to make files in its folder:\n"
+            "-- a log of changes is kept in the file. With ?mode=ro in the URL the right to read is enough.\n")
+
+
 class SqliteSource:
     """One SQLite file. Connections are pooled, since each parses the whole schema when it opens."""
+
+    losses = Losses()
 
     def __init__(self, path: Path, read_only: bool) -> None:
         self.path = path

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, Changes
+from skylift.connectors import Batches, Changes, Source
 from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, full_name, look, source_name
@@ -40,9 +40,27 @@ COUNTED_ROWS = 5_000_000          # a larger table is cut by the keys of a sampl
 QUESTIONS = 100                   # small questions about as many tables travel in one statement
 
 
-def open_source(url: URL) -> SqlServerSource:
+def open_source(url: URL) -> Source:
     """The database at `url`. Raises SetupError naming what is wrong with address, login, certificate, database or version."""
     return SqlServerSource(url)
+
+
+def grants(url: URL) -> str:
+    user, database = quote(url.username or "skylift"), quote(url.database or "")
+    return f"""-- by an administrator of the server; on Azure SQL the first statement in master, the others in {database}, without use
+create login {user} with password = '<password>';
+use {database};
+create user {user} for login {user};
+grant select to {user};
+-- exact sizes of tables; without it they are estimated:
+grant view database state to {user};
+-- which rows have changed, where change tracking is on; on each schema that has such tables:
+declare @s nvarchar(max) = N'';
+select @s = @s + N'grant view change tracking on schema::' + quotename(s.name) + N' to {user.replace("'", "''")};'
+from sys.schemas s where exists (select 1 from sys.change_tracking_tables c join sys.tables t on t.object_id = c.object_id
+    where t.schema_id = s.schema_id);
+exec (@s);
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, CopyPlan, TableState
+from skylift.connectors import Batches, CopyPlan, TableState, Target
 from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
@@ -69,15 +69,26 @@ _LEDGER = {
 }
 
 
-def open_target(url: URL) -> SqlServerTarget:
+def open_target(url: URL) -> Target:
     """The database at `url`, with its ledger. Raises SetupError naming what is wrong or which right is missing."""
     return SqlServerTarget(url)
+
+
+def grants(url: URL) -> str:
+    user, database = quote(url.username or "skylift"), quote(url.database or "")
+    return f"""-- by an administrator of the server; on Azure SQL the first statement in master, the others in {database}, without use
+create login {user} with password = '<password>';
+use {database};
+create user {user} for login {user};
+-- companies become schemas, what they share and the ledger lie in dbo:
+grant create schema to {user};
+""" + "".join(f"grant {grant} to {user};\n" for *_, grant in _RIGHTS)
 
 
 class SqlServerTarget:
     max_name_bytes = MAX_NAME_BYTES
     chunk_rows = CHUNK_ROWS
-    formats = (ARROW,)
+    formats: Container[str] = (ARROW,)
 
     def __init__(self, url: URL) -> None:
         self.url = url
