@@ -1,12 +1,10 @@
 """What is SQL Server's alone, against a TDS server. Judges: the driver's plain cursor, and casts made by the server."""
 
-import re
 import threading
 from datetime import date, datetime, time
 from decimal import Decimal
 from uuid import UUID
 
-import duckdb
 import pytest
 
 from skylift.connectors import open_source
@@ -19,7 +17,6 @@ from tests.connectors.labs import migrate
 from tests.connectors.labs.duckdb import DuckDBLab
 from tests.connectors.labs.sqlserver import SqlServerLab
 from tests.connectors.relay import Relay
-from tests.connectors.test_chinook import CHINOOK
 from tests.connectors.test_conformance import successful
 
 
@@ -271,17 +268,3 @@ def test_values_that_are_too_fine_or_half_characters_are_refused_or_accepted_by_
     assert row["v"].value == 1_767_323_045_123_456_700
     [row] = rows_of(lab, "t", Losses("ticks"))
     assert row["v"] == datetime(2026, 1, 2, 3, 4, 5, 123456)
-
-
-@pytest.mark.skipif(not CHINOOK.exists(), reason=f"the Chinook sample is not beside the project ({CHINOOK.name})")
-def test_chinook_lands_in_duckdb_as_the_server_has_it(lab, target):
-    batches = re.split(r"(?mi)^GO\s*$", CHINOOK.with_name("Chinook_SqlServer.sql").read_text("utf-8-sig"))
-    lab.execute(*batches[next(i for i, batch in enumerate(batches) if batch.strip().startswith("USE ")) + 1:])
-
-    results = migrate(lab.url, target.url, "c1")
-
-    assert len(successful(results)) == 11
-    for name in results:
-        assert target.rows(name) == lab.rows(name), name
-    with duckdb.connect(str(target.path), read_only=True) as copied:
-        assert copied.execute("select sum(Total) from Invoice").fetchall() == [(Decimal("2328.60"),)]
