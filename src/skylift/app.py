@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     if settings is None:
         _begin_log()
         settings = load_settings()
-    store = open_store(settings.store)
+    store = open_store(settings.store, settings.api_work_s)
     api = Api(Migration(store, settings, actor="api"))
 
     async def health(request: Request) -> JSONResponse:

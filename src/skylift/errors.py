@@ -12,6 +12,7 @@
     │   └── NotVerified         counts or hashes of source and target differ
     ├── SourceFailed        the source is gone and does not come back: the run fails, exit 1
     ├── TargetFailed        the target as a whole is unusable (full, gone, read-only): the run fails, exit 1
+    ├── TimedOut            the work for a request was broken off    HTTP 408
     └── Transient           tried again after a pause (locked file, lost connection)
 
 Secrets never stand in a message: pass every URL through `redact`.
@@ -86,6 +87,10 @@ class SourceFailed(SkyliftError):
 
 class TargetFailed(SkyliftError):
     code = "TargetFailed"
+
+
+class TimedOut(SkyliftError):
+    code = "TimedOut"
 
 
 class Transient(SkyliftError):

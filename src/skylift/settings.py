@@ -40,6 +40,8 @@ class Settings:
     api_window_s: float = _setting(300.0, "seconds over which `api_requests` are counted", least=0.1)
     api_body_s: float = _setting(480.0, "seconds that the body of a request may take to arrive", least=0.01)
     api_wait_s: float = _setting(480.0, "seconds that a request may wait for its turn", least=0.01)
+    api_work_s: float = _setting(480.0, "seconds that a request may be worked on; then it is broken off", least=0.01)
+    api_answer_s: float = _setting(600.0, "seconds after which a request is answered, whatever has become of it", least=0.01)
     api_connections: int = _setting(100, "requests of a user that may be open at once, running and waiting", least=1)
     drain_s: int = _setting(30, "seconds that running requests have to end when the service stops", least=1)
     cors_origins: str = _setting("", "web origins whose pages may call the API from a browser, separated by blanks")

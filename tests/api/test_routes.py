@@ -1,7 +1,10 @@
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -9,6 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from skylift.errors import TargetFailed, Transient
+from skylift.migration import setup
+from skylift.model import Setup
+from skylift.query import Query
 from skylift.store.tables import tokens
 from tests.api.conftest import Client, number, open_client
 
@@ -261,3 +267,45 @@ def test_secrets_are_not_logged(client, caplog):
                                                    "sqlConnectionString": "postgresql://me:hunter2@localhost:1/x"})
         client.get(RUNS)
     assert "hunter2" not in caplog.text and client.token not in caplog.text
+
+
+def slow_source(monkeypatch, seconds):
+    """Connecting takes so long; what it is called for happens all the same."""
+    real = setup.open_source
+
+    def slow(url):
+        time.sleep(seconds)
+        return real(url)
+
+    monkeypatch.setattr(setup, "open_source", slow)
+
+
+def set_up(client, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as shop, shop:
+        shop.execute("create table if not exists t (id integer primary key)")
+    return client.ask("POST", "setupCloudMigration", {
+        "productId": "Custom", "sqlServerType": "AzureSQL", "sqlConnectionString": f"sqlite:///{tmp_path}/shop.db"})
+
+
+@pytest.mark.rule("X1")
+def test_work_that_takes_too_long_is_408_and_nothing_of_it_is_kept(tmp_path, monkeypatch):
+    client = open_client(tmp_path, api_work_s=1)
+    slow_source(monkeypatch, 1.5)
+    answer = set_up(client, tmp_path)
+    assert (answer.status_code, answer.json()["error"]["code"], answer.headers["x-skylift-code"]) == (
+        408, "Internal_ServerError", "TimedOut")
+    assert client.rows("setupCloudMigration") == []
+
+
+@pytest.mark.rule("X1")
+def test_a_request_is_answered_with_504_at_the_latest_whatever_becomes_of_it(tmp_path, monkeypatch):
+    client = open_client(tmp_path, api_answer_s=0.5)
+    slow_source(monkeypatch, 3)
+    began = time.monotonic()
+    answer = set_up(client, tmp_path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "Internal_ServerError")
+    assert 0.4 < time.monotonic() - began < 2.5
+    assert "may still happen" in answer.json()["error"]["message"]
+    while not client.http.service.select(Setup, Query()):
+        assert time.monotonic() - began < 20
+        time.sleep(0.1)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,10 +18,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import skylift.store
-from skylift.errors import SetupError
+from skylift.errors import SetupError, TimedOut
 from skylift.model import NO_ID, Run, SourceCompany
 from skylift.runs import CompanyInit, ReplicationType, RunStatus
 from skylift.store import SCHEMA, open_store, to_row
+from skylift.store.deadline import within
 from skylift.store.tables import events, metadata, migration, registry, run_tables, runs, source_companies, subscriptions
 
 
@@ -247,3 +249,35 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
 
     with pytest.raises(SetupError, match=r"the folder of the store .* cannot be made"):
         open_store(f"sqlite:///{tmp_path}/file/home/store.sqlite")
+
+
+ENDLESS = "with recursive c(n) as (select 1 union all select n + 1 from c where n < 100000000) select count(*) from c"
+
+
+def test_work_that_has_an_end_is_broken_off_there_and_the_store_goes_on(store_url):
+    store = open_store(store_url, 0.3)
+    for transaction in (store.read, store.write):
+        began = time.monotonic()
+        with pytest.raises(TimedOut), within(0.3), transaction() as connection:
+            connection.execute(sa.text(ENDLESS))
+        assert 0.2 < time.monotonic() - began < 3
+        with transaction() as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(runs)) == 0
+    with within(0.01):
+        time.sleep(0.02)
+        with pytest.raises(TimedOut), store.read():
+            pass
+    store.close()
+
+
+def test_who_waits_for_another_writer_waits_no_longer_than_there_is_time(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path}/store.sqlite")
+    with store.write(), ThreadPoolExecutor(1) as pool:
+        def wait():
+            with within(0.2), store.write():
+                pass
+        with pytest.raises(TimedOut):
+            pool.submit(wait).result(5)
+    with store.write():
+        pass
+    store.close()

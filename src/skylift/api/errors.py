@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from skylift.errors import Conflict, CopyError, NotFound, SetupError, SkyliftError, SourceFailed, StateError, TargetFailed, Transient
+from skylift.errors import (
+    Conflict,
+    CopyError,
+    NotFound,
+    SetupError,
+    SkyliftError,
+    SourceFailed,
+    StateError,
+    TargetFailed,
+    TimedOut,
+    Transient,
+)
 
 RETRY_AFTER_S = 5
 
@@ -65,6 +76,8 @@ def of_service(error: SkyliftError) -> ODataError:
             return ODataError(409, "Internal_EntityWithSameKeyExists", message, skylift_code=error.code)
         case Conflict():
             return ODataError(409, "Request_EntityChanged", "Another user has already changed the record.", skylift_code=error.code)
+        case TimedOut():
+            return ODataError(408, "Internal_ServerError", message, skylift_code=error.code)
         case Transient():
             return ODataError(503, "Internal_TenantUnavailable", message, {"Retry-After": str(RETRY_AFTER_S)}, error.code)
     return ODataError(500, "Internal_ServerError", "An unexpected error occurred.", skylift_code=error.code)

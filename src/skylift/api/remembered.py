@@ -52,7 +52,7 @@ class Remembered:
         key = (scope.get("raw_path") or scope["path"], scope["query_string"], scope["scheme"], tuple(map(tuple, scope["headers"])))
         given = self._given.get(key)
         if given is None or given.version != version or self._clock() >= given.until:
-            given = await asked if (asked := self._asked.get((key, version))) else None
+            given = await asyncio.shield(asked) if (asked := self._asked.get((key, version))) else None
         if given is not None:
             self._admit(given.user)
             return given.answer

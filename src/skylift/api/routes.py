@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from anyio import to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
@@ -31,6 +32,7 @@ from skylift.api.urls import Url, parse_url
 from skylift.migration import Migration
 from skylift.migration.signin import SignIn
 from skylift.model import Caller, Run
+from skylift.store.deadline import within
 
 READER, OPERATOR, ADMINISTRATOR = "reader", "operator", "administrator"
 _READS = ("GET", "HEAD", "OPTIONS")
@@ -69,7 +71,7 @@ class Api:
         request = Request(scope, receive)
         answer: Answer | Exception
         try:
-            answer = await self.remembered.answer(scope, partial(self._answer, request))
+            answer = await self.remembered.answer(scope, partial(self._in_time, request))
         except ClientDisconnect:                            # or a body in broken chunks, whose sender waits for an answer
             answer = bad_request("The body did not arrive whole.")
         except Exception as error:
@@ -77,6 +79,15 @@ class Api:
         answer = finish(answer, request.method, scope["path"])
         await send({"type": "http.response.start", "status": answer.status, "headers": _encoded(answer)})
         await send({"type": "http.response.body", "body": answer.body})
+
+    async def _in_time(self, request: Request) -> tuple[Answer, str]:
+        try:
+            async with asyncio.timeout(self.service.settings.api_answer_s) as whole:
+                return await self._answer(request)
+        except TimeoutError:
+            if not whole.expired():
+                raise
+        raise ODataError(504, "Internal_ServerError", "There is no answer yet; what was asked for may still happen, or not.")
 
     async def _answer(self, request: Request) -> tuple[Answer, str]:
         """The answer, and as whose request it counts."""
@@ -93,7 +104,13 @@ class Api:
         async with self.limits.turn(str(caller.id)):
             body = await self._body(request)
             service = self.service.as_actor(caller.name, caller.id)
-            return await run_in_threadpool(serve, service, caller, request.method, url, headers, body), str(caller.id)
+            work = partial(self._serve, service, caller, request.method, url, headers, body)
+            return await to_thread.run_sync(work, abandon_on_cancel=True), str(caller.id)
+
+    def _serve(self, *request: Any) -> Answer:
+        """In a thread, which ends by itself also where nobody waits for the answer any longer."""
+        with within(self.service.settings.api_work_s):
+            return serve(*request)
 
     def _authenticate(self, authorization: str, on_premises: bool) -> Caller:
         caller = self.sign_in.caller(authorization, on_premises)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import threading
 import time
@@ -16,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from skylift.errors import SetupError, Transient, redact
+from skylift.store import deadline
 
 SCHEMA = "0004"                   # the newest file in migrations/versions
 BUSY_MS = 30_000                  # how long a writer waits for another one (SQLite)
@@ -70,8 +72,20 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that may write, committed at the end of the block. On SQLite it holds the one write lock throughout."""
-        with self._turn, self._transaction(self._writers) as connection:
+        with self._alone(), self._transaction(self._writers) as connection:
             yield connection
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if isinstance(self._turn, nullcontext):
+            yield
+            return
+        while not self._turn.acquire(timeout=min(max(deadline.left_s(), 0), threading.TIMEOUT_MAX)):
+            deadline.check()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     @contextmanager
     def together(self, *, writes: bool = True) -> Iterator[Together]:
@@ -86,7 +100,7 @@ class Store:
         engine = self._writers if writes else self._readers
         if engine.dialect.name == "postgresql":
             engine = engine.execution_options(isolation_level="REPEATABLE READ", skylift_alone=writes)
-        with self._turn if writes else nullcontext(), _told(), engine.connect() as connection:
+        with self._alone() if writes else nullcontext(), _told(), engine.connect() as connection:
             self._thread.together = together = Together(connection)
             try:
                 yield together
@@ -111,6 +125,7 @@ class Store:
 
     @contextmanager
     def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        deadline.check()
         with _told():
             if (together := self._together) is None:
                 with engine.begin() as connection:
@@ -125,9 +140,10 @@ class Store:
             self._watch.close()
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, statement_s: float = 0) -> Store:
     """The store at `url`, made or brought to today's schema if need be (two processes may do so at once).
 
+    `statement_s`: where PostgreSQL breaks a statement off by itself, for services whose work has a deadline; 0 = never.
     Raises SetupError if the URL is none, the database cannot be used, or a newer skylift has written it.
     """
     try:
@@ -135,10 +151,11 @@ def open_store(url: str) -> Store:
     except ArgumentError:
         raise SetupError(f"store '{redact(url)}' is not a URL", hint="write sqlite:///path or postgresql://host/database",
                          code="Store") from None
-    engine = _engine(parsed)
+    engine = _engine(parsed, statement_s)
     try:
         with _told(), engine.execution_options(skylift_writes=True).begin() as connection:
             if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("set local statement_timeout = 0")
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
             _upgrade(connection)
     except Transient as error:
@@ -156,9 +173,16 @@ def to_row(kind: type[Row], row: Mapping[Any, Any]) -> Row:
     return kind(**{f.name: row[f.name] for f in fields(kind) if f.name in row})  # type: ignore[arg-type]
 
 
-def _engine(url: URL) -> sa.Engine:
+def _engine(url: URL, statement_s: float = 0) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
         engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, max_overflow=30)
+
+        @sa.event.listens_for(engine, "connect")
+        def limit(connection: Any, _: Any) -> None:
+            if statement_s:
+                connection.autocommit = True
+                connection.execute(f"set statement_timeout = {math.ceil(statement_s * 1000)}")
+                connection.autocommit = False
 
         @sa.event.listens_for(engine, "begin")
         def begin_alone(connection: sa.Connection) -> None:
@@ -182,6 +206,7 @@ def _engine(url: URL) -> sa.Engine:
         connection.execute(f"pragma busy_timeout = {BUSY_MS}")
         _use_wal(connection)
         connection.execute("pragma foreign_keys = on")
+        connection.set_progress_handler(deadline.over, 100_000)      # every few milliseconds of a statement
         for name, function in (("lower", str.lower), ("upper", str.upper)):      # SQLite's own know ASCII only
             connection.create_function(name, 1, lambda text, function=function: text and function(text), deterministic=True)
 
@@ -234,5 +259,6 @@ def _told() -> Iterator[None]:
             if isinstance(error, sa.exc.DatabaseError) and type(error) is sa.exc.DatabaseError:
                 raise SetupError(f"the store is damaged or not a database: {error.orig}", hint="restore it", code="Store") from None
             raise
+        deadline.check()
         raise Transient(f"the store did not answer: {str(error.orig).strip()}",
                         hint="it may be locked, full or away: try again", code="Store") from None
