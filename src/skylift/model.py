@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -108,7 +108,8 @@ class Watermark:
 
     feed: str            # 'change_log' or 'fingerprint' (connectors name their own)
     position: int        # 0 = never copied
-    incarnation: str     # identity of the source database; another one means: copy whole. Without a feed ('sweep'): why there is none
+    incarnation: str     # identity of the source database; another one means: copy whole
+    why: str = field(default="", compare=False)    # of the feed 'sweep': why there is no better one, in words; not kept
 
 
 @dataclass(frozen=True, slots=True)

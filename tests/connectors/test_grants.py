@@ -121,6 +121,25 @@ def test_a_right_that_is_taken_from_a_reader_is_named_with_what_grants_it(kind, 
         assert named.format(**names) in told(url, target.url)
 
 
+@pytest.mark.parametrize(("revoked", "named"), [
+    ("revoke create on database {database} from {user}", "user '{user}' lacks the right CREATE on database {database}"),
+    ("revoke app_{database} from {user}", "user '{user}' does not belong to the owner of the table"),
+])
+def test_without_a_right_for_the_feed_tables_of_postgres_are_compared_and_it_is_named(revoked, named, tmp_path):
+    source, target = shop("postgres", tmp_path), labs.DuckDBLab(tmp_path)
+    with login(source, "source") as url:
+        names = {"database": parse_url(url).database, "user": parse_url(url).username}
+        source.execute(revoked.format(**names))
+        told(url, target.url)
+        source.execute("update shop set v = 'new' where id < 3")
+
+        results = run(url, target.url, "c2")
+
+        assert successful(results) == {"shop": "incremental", "common": "unchanged"}
+        assert results["shop"].reason == f"compared row by row: {named.format(**names)}"
+        assert target.rows("shop", "CRONUS") == source.rows("shop")
+
+
 @pytest.mark.parametrize(("revoked", "named"), MYSQL)
 def test_a_right_that_is_taken_from_a_reader_of_mysql_is_named(revoked, named, tmp_path):
     source, target = shop("mysql", tmp_path), labs.DuckDBLab(tmp_path)

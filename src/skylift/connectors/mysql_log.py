@@ -100,7 +100,7 @@ class ChangeLog:
                         raise
                     why = f"the user cannot keep a change log: {error.args[-1]}"
                 self.swept |= {table.name: why for table in logged if why}
-        return {table.path: Watermark(SWEEP, 1, self.swept[table.name]) if table.name in self.swept or not mark else mark
+        return {table.path: Watermark(SWEEP, 1, "", why=self.swept[table.name]) if table.name in self.swept or not mark else mark
                 for table in tables}
 
     def _unfit(self, table: Table) -> str:

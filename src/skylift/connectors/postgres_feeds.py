@@ -54,6 +54,7 @@ class Tracked:
     feed: str
     generation: str                # another one: the feed has not told everything since
     snapshot: Snapshot
+    why: str = ""                  # there is no feed
 
 
 class Feeds:
@@ -73,17 +74,18 @@ class Feeds:
         source = self._source
         with self._lock, source.connection() as connection:
             facts = source.refresh(connection, tables)
-            [(self._database, writable)] = connection.execute("""
+            [(self._database, read_only, may_create)] = connection.execute("""
                 select (select system_identifier from pg_control_system()) || '-' || d.oid,
-                    not pg_is_in_recovery() and current_setting('default_transaction_read_only') = 'off' and
+                    pg_is_in_recovery() or current_setting('default_transaction_read_only') <> 'off',
                     coalesce(has_schema_privilege(n.oid, 'create, usage'), has_database_privilege(d.oid, 'create'))
                 from pg_database d left join pg_namespace n on nspname = '_skylift' where datname = current_database()""").fetchall()
             fed = [f for f in facts.values() if f.owned and f.permanent and f.local]
-            feeds = self._install(connection, fed, consumer) if fed and writable and self._allowed else {}
+            feeds = self._install(connection, fed, consumer) if fed and not read_only and may_create and self._allowed else {}
             snapshot = self._snapshot(tables, facts, feeds)
             for table in tables:
                 feed, generation = feeds.get(facts[table.path].oid, (SWEEP, snapshot.token))
-                self._tracked[table.path] = Tracked(facts[table.path], feed, generation, snapshot)
+                why = self._why_none(facts[table.path], read_only, may_create) if feed == SWEEP else ""
+                self._tracked[table.path] = Tracked(facts[table.path], feed, generation, snapshot, why)
             if feeds:                              # what follows this moment is kept until it is confirmed
                 connection.execute("""
                     insert into _skylift.consumers select %s, oid, feed, generation, %s
@@ -93,6 +95,18 @@ class Feeds:
                     (consumer, snapshot.position, list(feeds), *map(list, zip(*feeds.values(), strict=True))))
                 self._tokens = {token for (token,) in connection.execute("select token from _skylift.tokens")}
         return {table.path: self._watermark(self._tracked[table.path]) for table in tables}
+
+    def _why_none(self, facts: Facts, read_only: bool, may_create: bool) -> str:
+        """Why a table has no feed, the right that is missing named."""
+        url = self._source.url
+        reasons = {
+            "the URL says feed=none": not self._allowed,
+            "the server is read-only": read_only,
+            f"user '{url.username}' lacks the right CREATE on database {url.database}": not may_create,
+            f"user '{url.username}' does not belong to the owner of the table": not facts.owned,
+            "it is unlogged": not facts.permanent,
+            "it has a partition that is a foreign table": not facts.local}
+        return next((why for why, holds in reasons.items() if holds), "neither a replication slot nor triggers could be set up now")
 
     def _install(self, connection: psycopg.Connection, fed: Sequence[Facts], consumer: str) -> dict[int, tuple[str, str]]:
         """Feed and generation of the tables that can have one, by object id; none where somebody else's `_skylift` stands."""
@@ -161,7 +175,7 @@ class Feeds:
     def _watermark(self, tracked: Tracked) -> Watermark:
         snapshot = tracked.snapshot
         incarnation = "/".join((self._database, tracked.facts.relation, tracked.generation, snapshot.token))
-        return Watermark(tracked.feed, snapshot.position, incarnation)
+        return Watermark(tracked.feed, snapshot.position, incarnation, why=tracked.why)
 
     def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
         with self._lock, self._source.connection() as connection:

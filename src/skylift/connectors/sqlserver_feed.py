@@ -170,7 +170,16 @@ class Feeds:
             return Watermark(TRACKED, state.version, incarnation)
         if state.row_version is not None and facts.row_version:
             return Watermark(VERSIONED, state.row_version, incarnation)
-        return Watermark(SWEEP, 0, incarnation)
+        return Watermark(SWEEP, 0, incarnation, why=self._why_none(table, state))
+
+    def _why_none(self, table: Table, state: _State) -> str:
+        if not table.key:
+            return "it has neither a primary key nor a column of type rowversion"
+        if state.version is None:
+            return "change tracking is off for the database, and it has no column of type rowversion"
+        if self._source.facts(table).object_id not in state.tracked:
+            return "change tracking is off for it, and it has no column of type rowversion"
+        return "the login lacks the right VIEW CHANGE TRACKING on it, and it has no column of type rowversion"
 
     # -------------------------------------------------------------- what has changed
 

@@ -378,7 +378,7 @@ def _is_same_state(before: Watermark, now: Watermark) -> bool:
 
 def _why_swept(watermark: Watermark) -> str:
     """Why a table is compared row by row, where its source has said so."""
-    return f"compared row by row: {watermark.incarnation}" if watermark.feed == SWEEP and watermark.incarnation else ""
+    return f"compared row by row: {watermark.why}" if watermark.feed == SWEEP and watermark.why else ""
 
 
 def _why_whole(copier: Copier, task: CopyTask, state: TableState | None, watermark: Watermark) -> str | CopyError:
