@@ -14,9 +14,9 @@ from skylift.connectors.lake_log import DataFile
 
 # A file is one row group. Measured (135 k rows x 50 columns, 92 MB as Arrow): zstd at level 1 takes 0.28 s and 13.8 MB,
 # snappy 0.30 s and 19.5 MB, level 3 the same time and 13.5 MB.
-FILE_ROWS = 150_000               # rows of a file at most: a chunk (see lake.py) fits one
-FILE_BYTES = 64 * 2**20           # Arrow bytes of a file at most, which are held while it is encoded
-READ_ROWS = 16_384
+FILE_ROWS = 150_000               # rows of a file at most: a chunk (see lake.py) of short rows fits one
+FILE_BYTES = 32 * 2**20           # Arrow bytes of a file at most, held by each worker while it is encoded (64 MiB: 100 MB more at the peak)
+READ_ROWS = 8_192
 READ_BYTES = 16 * 2**20           # of a batch that is read
 PAGE_BYTES = 2**20
 WIDE_BYTES = 1024                 # a column whose values are larger on average gets no dictionary and no statistics: each would copy them
