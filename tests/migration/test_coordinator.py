@@ -78,15 +78,15 @@ def test_a_long_step_does_not_cost_the_lease(ready, monkeypatch):
     real = runner.copy_tables
 
     def slow(*arguments, **options):
-        time.sleep(1.0)
+        time.sleep(3.0)
         yield from real(*arguments, **options)
 
     monkeypatch.setattr(runner, "copy_tables", slow)
-    with coordinating(ready, lease_s=0.3):
+    with coordinating(ready, lease_s=1.0):
         run = ready.migration.run_replication()
         until(lambda: holder(ready))
         assert not leases.acquire(ready.store, COORDINATOR, "another", 60)
-        time.sleep(0.8)
+        time.sleep(2.5)
         assert not leases.acquire(ready.store, COORDINATOR, "another", 60)
         until(lambda: ready.migration.get(Run, run.id).status is RunStatus.UPGRADE_PENDING)
 
