@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from skylift.connectors import open_source, open_target
+from skylift.connectors import duckdb_engine, open_source, open_target
 from skylift.connectors.duckdb_engine import IDLE, MOST, Memory, need
 from skylift.engine.pool import copy_tables
 from skylift.model import CopyTask, TargetName
@@ -48,6 +48,28 @@ def test_values_far_above_the_limit_arrive(labs):
     with duckdb.connect(target.path, read_only=True) as judge:
         assert judge.execute("select id, octet_length(data), md5(data) from blobs order by id").fetchall() == [
             (i, size, hashlib.md5(bytes([i]) * size).hexdigest()) for i, size in enumerate(sizes)]
+
+
+def test_a_limit_that_proves_too_low_is_raised_and_the_work_is_done_again(labs, monkeypatch):
+    monkeypatch.setattr(duckdb_engine, "NEW_TABLE", 0)
+    monkeypatch.setattr(duckdb_engine, "FIXED", 1)
+    monkeypatch.setattr(duckdb_engine, "VARIABLE", 1)
+    monkeypatch.setattr(duckdb_engine, "_engine", None)
+    monkeypatch.setattr(duckdb_engine, "IDLE", 2 ** 20)
+    source, target = labs
+    for i in range(150):
+        source.execute(source.ddl(f"t{i}", {"id": "int", "a": "note"}, ("id",)),
+                       (f'insert into "t{i}" values (?, ?)', [(k, f"row {k}") for k in range(20)]))
+    done = migrate(source.url, target.url, "a").values()
+    assert [p.error for p in done if p.status is not TableStatus.SUCCESSFUL] == [] and len(done) == 150
+    assert target.rows("t149") == source.rows("t149")
+
+
+def test_a_limit_is_raised_only_so_far():
+    memory, times = Memory(duckdb.connect()), 0
+    while memory.allow_more():
+        times += 1
+    assert 3 < times < 8
 
 
 def test_work_waits_for_memory_and_never_for_itself():

@@ -16,7 +16,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, CopyPlan, TableState, Target
-from skylift.connectors.duckdb_engine import LARGE_VALUES, Share, engine, need
+from skylift.connectors.duckdb_engine import KEYS, LARGE_VALUES, NEW_TABLE, Share, engine, need
 from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
@@ -163,6 +163,8 @@ class DuckDBTarget:
             raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}",
                                hint="free space or restore access, then run again: what has arrived stays") from None
         except duckdb.OutOfMemoryException as error:
+            if self._engine.memory.allow_more():
+                raise Transient(f"DuckDB file {self.path}: {first_line(error)}") from None
             raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}", hint="free disk space for DuckDB to spill to") from None
         except duckdb.TransactionException as error:
             if not re.search("onflict|another transaction", str(error)):     # a commit that could not be written
@@ -183,6 +185,7 @@ class DuckDBTransaction:
     def __init__(self, cursor: duckdb.DuckDBPyConnection, memory: Share) -> None:
         self._cursor = cursor
         self._memory = memory
+        self._written: set[TargetName] = set()
 
     def create(self, name: TargetName, table: Table) -> None:
         columns = []
@@ -197,7 +200,8 @@ class DuckDBTransaction:
 
     def insert(self, name: TargetName, table: Table, batches: Iterable[pa.RecordBatch]) -> None:
         failure: list[BaseException] = []
-        columns = need(table.schema)
+        self._written.add(name)
+        columns = need(table.schema) + NEW_TABLE * len(self._written)
         self._memory.at_least(columns)             # until the commit, which needs it again
 
         def guarded() -> Iterator[pa.RecordBatch]:
@@ -218,6 +222,7 @@ class DuckDBTransaction:
             raise
 
     def delete(self, name: TargetName, keys: pa.Table) -> None:
+        self._memory.at_least(KEYS * keys.nbytes)
         _skylift_keys = keys      # DuckDB finds the variable by its name; registering a view costs 0.5 ms
         matches = " and ".join(f"t.{quote(k)} = k.{quote(k)}" for k in keys.column_names)
         self._cursor.execute(f"delete from {_table(name)} t using _skylift_keys k where {matches}")
@@ -228,7 +233,7 @@ class DuckDBTransaction:
             self._memory.at_least(need(schema))
             yield from _read(self._cursor, f"select {_columns(schema)} from {_table(name)}", schema)
             return
-        self._memory.at_least(FINDERS * need(schema))
+        self._memory.at_least(FINDERS * need(schema) + KEYS * keys.nbytes)
         self._cursor.register("_skylift_keys", keys)
         using = ", ".join(map(quote, keys.column_names))
         self._cursor.execute(f"set threads={FINDERS}")

@@ -20,10 +20,13 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-IDLE = 16 * 2**20                 # catalogue, ledgers, key columns
+IDLE = 24 * 2**20                 # catalogue, ledgers, key columns
+ENOUGH = 2**30                    # where more is asked for than was measured, the limit is doubled up to this
 MOST = 160 * 2**20                # under way at once, unless one table alone needs more
 FIXED, VARIABLE = 384 * 2**10, 768 * 2**10
+NEW_TABLE = 256 * 2**10           # of each table that a transaction has written to, until it commits
 LARGE_VALUES = 3                  # a batch with large values is held in vectors, blocks and the log at once
+KEYS = 4                          # times the size of the keys that are looked for: a hash table of them
 
 # What decides the speed here (measured, 1 M rows x 53 columns, two workers; docs/architecture.md):
 # - by default a checkpoint merges short row groups and compresses them again (vacuum): 10.9 s of CPU against 8.1 s;
@@ -103,8 +106,9 @@ class Memory:
         self._connection = connection
         self._limit = 0
         self._taken = 0
+        self._idle = IDLE
         self._freed = threading.Condition()
-        self._raise_to(IDLE)
+        self._raise_to(self._idle)
 
     @contextmanager
     def share(self) -> Iterator[Share]:
@@ -120,14 +124,23 @@ class Memory:
             while wait and self._taken and self._taken + size > MOST:
                 self._freed.wait()
             self._taken += size
-            self._raise_to(IDLE + self._taken)
+            self._raise_to(self._idle + self._taken)
             self._freed.notify_all()
+
+    def allow_more(self) -> bool:
+        """After work that its limit was too low for: whether it may be tried again, with twice as much."""
+        with self._freed:
+            if self._limit > ENOUGH:
+                return False
+            self._idle += self._limit
+            self._raise_to(self._idle + self._taken)
+            return True
 
     def forget(self) -> None:
         """Nothing is open: begin low again."""
         with self._freed, suppress(duckdb.Error):
-            self._limit = 0
-            self._raise_to(IDLE + self._taken)
+            self._limit, self._idle = 0, IDLE
+            self._raise_to(self._idle + self._taken)
 
     def _raise_to(self, size: int) -> None:
         if size > self._limit:     # lowered for the next file only: DuckDB has to throw out blocks at once
