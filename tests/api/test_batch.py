@@ -11,10 +11,11 @@ import sqlalchemy as sa
 
 from skylift.api.batch import ROLLED_BACK
 from skylift.errors import Transient
+from skylift.migration import setup, webhooks
 from skylift.migration.changes import note
 from skylift.model import SourceCompany
 from skylift.store import Store
-from skylift.store.tables import changes, subscriptions
+from skylift.store.tables import changes, migration, subscriptions
 from tests.api.batches import MAPPINGS, WRONG, batch, get, post, ready_client, refused, statuses, stored
 from tests.api.conftest import START, fill, number, open_client
 
@@ -388,3 +389,64 @@ def test_an_empty_company_header_is_none(tmp_path):
     with client.http.service.store.write() as connection:
         fill(connection)
     assert statuses(client, get(RUNS, headers={"Company": ""}), get(f"{RUNS}?company=")) == [200, 200]
+
+
+# ------------------------------------------------------------------ the outside world
+
+
+def outside(client, monkeypatch, refuse=()):
+    """A source and receivers that answer only if anybody may write to the store meanwhile; lists the receivers that were called.
+
+    The receivers in `refuse` do not confirm.
+    """
+    called = []
+    connect, store = setup.open_source, client.http.service.store
+
+    def write():
+        with store.write() as connection:
+            connection.execute(migration.update().values(runtime_name=migration.c.runtime_name))
+
+    def nobody_waits():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(write).result(20)
+
+    def call(url, body, headers, **_):
+        nobody_waits()
+        address, _, token = url.partition("?validationToken=")
+        called.append(address)
+        return 200, b"no" if address in refuse else token.encode()
+
+    def open_source(url):
+        nobody_waits()
+        called.append("source")
+        return connect(url)
+
+    monkeypatch.setattr(webhooks, "call", call)
+    monkeypatch.setattr(setup, "open_source", open_source)
+    return called
+
+
+def subscribe(name, **more):
+    return {"method": "POST", "url": "subscriptions", "body": {"notificationUrl": f"https://{name}.example", "resource": MAPPINGS}, **more}
+
+
+@pytest.mark.rule("B3", "K1")
+def test_the_outside_world_is_asked_before_the_transaction_of_a_group_begins(client, monkeypatch):
+    called = outside(client, monkeypatch)
+    kept = client.rows("setupCloudMigration")[0]["id"]
+    change = {"method": "PATCH", "url": f"setupCloudMigration({kept})", "headers": {"If-Match": "*"}, "body": {"sqlServerType": "AzureSQL"}}
+    answers = client.ask("POST", "$batch", {"requests": [
+        get(MAPPINGS), post(1, atomicityGroup="g"), subscribe("a", atomicityGroup="g"), subscribe("b", atomicityGroup="g"),
+        subscribe("a", atomicityGroup="g"), change | {"atomicityGroup": "g"}]}).json()["responses"]
+    assert [answer["status"] for answer in answers] == [200, 201, 201, 201, 201, 200], answers
+    assert called == ["https://a.example", "https://b.example", "https://a.example", "source"]
+    assert len(client.rows("subscriptions")) == 3 and len(client.rows(MAPPINGS)) == 1
+
+
+@pytest.mark.rule("B3", "K1")
+def test_a_receiver_that_does_not_confirm_takes_its_whole_group_back(client, monkeypatch):
+    called = outside(client, monkeypatch, refuse=("https://b.example",))
+    answers = client.ask("POST", "$batch", {"requests": [
+        post(1, atomicityGroup="g"), subscribe("a", atomicityGroup="g"), subscribe("b", atomicityGroup="g")]}).json()["responses"]
+    assert [answer["status"] for answer in answers] == [201, 201, 400] and called == ["https://a.example", "https://b.example"]
+    assert client.rows("subscriptions") == client.rows(MAPPINGS) == []

@@ -18,7 +18,7 @@ from skylift.api.negotiate import read_preferences
 from skylift.api.urls import Url, parse_url
 from skylift.api.writing import is_json, media_type
 from skylift.errors import SkyliftError
-from skylift.store import Store, Together
+from skylift.store import AskFirst, Known, Store, Together
 
 MOST_ANSWERED_BYTES = 64 * 2**20     # behind which no further item is carried out: a batch of 100 full pages would fill the memory
 ROLLED_BACK = "x-skylift-rolled-back"
@@ -119,10 +119,26 @@ class _Batch:
         return ok
 
     def all_or_nothing(self, units: list[list[Item]]) -> bool:
-        """One transaction, which is taken back if an item fails or what was done cannot be committed (B3)."""
+        """One transaction, which is taken back if an item fails or what was done cannot be committed (B3).
+
+        It is begun anew, with what is known then, when an item needs something of the outside world, such as a receiver's confirmation:
+        that is asked while others may write.
+        """
+        known = Known()
+        answered, entities, tags, failed, size_bytes = self.answered, self.entities, self.tags, self.failed, self.size_bytes
+        while True:
+            self.answered, self.entities, self.tags, self.failed = list(answered), dict(entities), dict(tags), set(failed)
+            self.size_bytes = size_bytes
+            try:
+                return self._all_or_nothing(units, known)
+            except AskFirst as first:
+                known.ask(first)
+
+    def _all_or_nothing(self, units: list[list[Item]], known: Known) -> bool:
         first = self.kept = len(self.answered)
         try:
-            with self.store.together(writes=any(item.method not in _READS for unit in units for item in unit)) as self.together:
+            writes = any(item.method not in _READS for unit in units for item in unit)
+            with self.store.together(writes=writes, known=known) as self.together:
                 if not self.carry_out(units):
                     raise _Failed
             return True

@@ -17,7 +17,7 @@ from skylift.migration.changes import note, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
-from skylift.model import Setup, SourceCompany
+from skylift.model import NO_ID, Setup, SourceCompany
 from skylift.products import Catalogue, Product, measured
 from skylift.products.naming import same_name
 from skylift.products.registry import find_product
@@ -94,11 +94,16 @@ class SetupVerbs(Service):
         check_apart(url, target_url)
         with self.store.read() as connection:
             mappings = all_mappings(connection)
-        source = open_source(url)
-        try:
-            found, whole = discover(product, source, target_url, mappings)
-        finally:
-            source.close()
+
+        def ask() -> tuple[Catalogue, Plan]:
+            source = open_source(url)
+            try:
+                return discover(product, source, target_url, mappings)
+            finally:
+                source.close()
+
+        named = [replace(mapping, id=NO_ID) for mapping in mappings]      # one made in the same transaction gets a new id each time
+        found, whole = self.store.outside(("connect", product.id, url, target_url, named), ask)
         with self.verb() as verb:
             if verb.state is not MigrationState.NOT_SET_UP:
                 if_match(get_row(verb.connection, Setup, verb.row["id"]))

@@ -30,7 +30,7 @@ class WebhookVerbs(Service):
         values = dict(values)
         most = values.pop("most")
         self._check_count(most)
-        self._shake_hands(values["notification_url"])
+        self._confirm(values["notification_url"])
         now = datetime.now(UTC)
         made = Subscription(secrets.token_hex(16), values["notification_url"], values["resource"], self.actor_id,
                             values.get("client_state", ""), self._expiry(now), now, now, self.actor_id, self.actor_id)
@@ -46,7 +46,7 @@ class WebhookVerbs(Service):
         with self.store.read() as connection:
             before = get_row(connection, Subscription, id)
         if_match(before)
-        self._shake_hands(values.get("notification_url", before.notification_url))
+        self._confirm(values.get("notification_url", before.notification_url))
         now = datetime.now(UTC)
         changed = replace(before, **{name: value for name, value in values.items() if hasattr(before, name)}, expires_at=self._expiry(now),
                           modified_at=now, modified_by=self.actor_id)
@@ -87,6 +87,9 @@ class WebhookVerbs(Service):
 
     def _expiry(self, now: datetime) -> datetime:
         return now + timedelta(days=self.settings.webhook_days)
+
+    def _confirm(self, url: str) -> None:
+        self.store.outside(("confirm", url), lambda: self._shake_hands(url))
 
     def _shake_hands(self, url: str) -> None:
         """Have the receiver repeat a token that it is called with (K1). Raises SetupError if it does not."""

@@ -6,11 +6,11 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
@@ -21,17 +21,55 @@ from skylift.store import deadline
 
 SCHEMA = "0004"                   # the newest file in migrations/versions
 BUSY_MS = 30_000                  # how long a writer waits for another one (SQLite)
+MOST_ASKED = 200                  # questions to the outside world for which a transaction is begun anew; others are asked inside it
 _SCHEMA_LOCK = 7_048_001          # PostgreSQL advisory lock that is held while the schema is made
 
 Row = TypeVar("Row")
+T = TypeVar("T")
+
+
+class AskFirst(BaseException):
+    """Ends a `together` that needs something of the outside world: `ask` is to be called without it, and all done anew."""
+
+    def __init__(self, question: Any, ask: Callable[[], Any]) -> None:
+        self.question, self.ask = question, ask
+
+
+class Known:
+    """What the outside world has answered, question by question in their order: what `Store.outside` needs when all is done anew."""
+
+    def __init__(self) -> None:
+        self._answers: list[tuple[Any, Any, Exception | None]] = []
+        self._asked = 0
+
+    def ask(self, first: AskFirst) -> None:
+        self._asked += 1
+        try:
+            self._answers.append((first.question, first.ask(), None))
+        except Exception as error:
+            self._answers.append((first.question, None, error))
+
+    def answer(self, place: int, question: Any, ask: Callable[[], Any]) -> Any:
+        """Raises AskFirst if the question at `place` has been another one, or none."""
+        if place >= len(self._answers) or self._answers[place][0] != question:
+            if self._asked >= MOST_ASKED:
+                return ask()
+            del self._answers[place:]
+            raise AskFirst(question, ask)
+        _, answer, error = self._answers[place]
+        if error is not None:
+            raise error
+        return answer
 
 
 class Together:
     """The transaction that the blocks of one thread join. `commits`: how often it was committed before its end."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, connection: sa.Connection, known: Known | None) -> None:
         self.connection = connection
         self.commits = 0
+        self.known = known
+        self.asked = 0
 
 
 class Store:
@@ -88,11 +126,11 @@ class Store:
             self._turn.release()
 
     @contextmanager
-    def together(self, *, writes: bool = True) -> Iterator[Together]:
+    def together(self, *, writes: bool = True, known: Known | None = None) -> Iterator[Together]:
         """What this thread reads and writes inside the block, as one transaction over one snapshot; an error takes all of it back.
 
         With `writes` it is alone: other verbs wait for its end, on PostgreSQL as on SQLite, for what they read must not be
-        older than what they wait for. Raises Transient if the store is busy or away, or cannot commit.
+        older than what they wait for. Raises Transient if the store is busy or away, or cannot commit; with `known`, AskFirst.
         """
         if (outer := self._together) is not None:
             yield outer
@@ -101,7 +139,7 @@ class Store:
         if engine.dialect.name == "postgresql":
             engine = engine.execution_options(isolation_level="REPEATABLE READ", skylift_alone=writes)
         with self._alone() if writes else nullcontext(), _told(), engine.connect() as connection:
-            self._thread.together = together = Together(connection)
+            self._thread.together = together = Together(connection, known)
             try:
                 yield together
                 connection.commit()
@@ -118,6 +156,17 @@ class Store:
                     together.connection.rollback()
                     raise
             together.commits += 1
+
+    def outside(self, question: Any, ask: Callable[[], T]) -> T:
+        """What `ask` gets from the outside world, which nobody who waits for the store waits for too: it is called outside of `together`.
+
+        `question`: what it depends on. Only what was committed inside a `together` cannot be done anew; then it is called there.
+        """
+        together = self._together
+        if together is None or together.known is None or together.commits:
+            return ask()
+        together.asked += 1
+        return cast(T, together.known.answer(together.asked - 1, question, ask))
 
     @property
     def _together(self) -> Together | None:
