@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import duckdb
 import httpx
@@ -26,6 +27,7 @@ from skylift.store import open_store
 from skylift.store.tables import deliveries, subscriptions
 
 COMPANY = "CRONUS International Ltd_"
+PACK = str(Path(__file__).parents[1] / "examples" / "credit-limits")
 ENTRIES = f'"{COMPANY}$G_L Entry${BASE}"'
 
 
@@ -114,7 +116,15 @@ def test_life_of_a_migration_from_setup_to_completion(call, source):
     assert (code, verified["equal"], len(verified["tables"])) == (0, True, 30)
     code, _, error = call("complete")
     assert (code, "the data upgrade is pending" in error) == (3, True)
-    assert call("upgrade")[0] == 0
+    code, shown, _ = call("upgrade", "--pack", PACK, "--dry-run", "--company", COMPANY, "--json")
+    assert (code, [(step["company"], step["step"], len(step["statements"])) for step in shown["steps"]]) == (
+        0, [("", "030-fleet", 1), (COMPANY, "010-raise", 2), (COMPANY, "020-count", 1)])
+    assert call("upgrade", "--company", COMPANY)[0] == 2
+    assert call("upgrade", "--retry", COMPANY)[0] == 3
+    code, upgraded, _ = call("upgrade", "--pack", PACK, "--json")
+    assert (code, {step["status"] for step in upgraded["steps"]}, len(upgraded["steps"])) == (0, {"Completed"}, 5)
+    code, out, _ = call("verify")
+    assert (code, "27 tables compared" in out, "3 tables changed by the data upgrade" in out) == (0, True, True)
     assert call("complete")[0] == 0
     code, status, _ = call("status", "--json")
     assert (code, status["state"]) == (0, "Disabled")

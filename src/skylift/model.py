@@ -321,6 +321,24 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class UpgradeStep:
+    """A step of an upgrade pack in one company."""
+
+    id: UUID
+    company_name: str              # '' = what all companies share
+    pack: str
+    step: str
+    position: int                  # in the order of the packs and their steps
+    checksum: str
+    status: UpgradeStatus          # Pending also: it was done and undone again, because a later one failed
+    statements: int = 0            # that were carried out
+    notes: str = ""                # what the step has said, a line each
+    error: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class App:
     """An extension found in the source and taken as published in the target."""
 

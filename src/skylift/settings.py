@@ -70,6 +70,9 @@ class Settings:
     subscriptions_online: int = _setting(200, "subscriptions that may be there when one is made under a /v2.0 root", least=0)
     subscriptions_on_premises: int = _setting(1000, "subscriptions that may be there when one is made under another root", least=0)
     accept: str = _setting("", f"changes to values that are accepted and counted, not refused, separated by blanks: {' '.join(KINDS)}")
+    packs: str = _setting("", "upgrade packs that the data upgrade goes through, separated by blanks: names of built-in ones, or folders "
+                              "(relative ones under `home`)")
+    upgrade_step_s: float = _setting(3600.0, "seconds after which a step of an upgrade pack is ended", least=0.1)
     workers: int = _setting(2, "threads that copy", least=1)
     lease_s: float = _setting(15.0, "seconds after which a silent coordinator is replaced", least=0.1)
     poll_s: float = _setting(0.5, "seconds between two looks for new work", least=0.01)

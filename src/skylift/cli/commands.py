@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -121,7 +121,7 @@ def run(
         started = session.migration.run_replication(kind=wanted, scope=scope)
     except StateError as error:
         joins = error.code == "RunInProgress" and not no_wait and scope == Scope()
-        under_way = _under_way(session, RunStatus.IN_PROGRESS) if joins else None
+        under_way = under_way_run(session, RunStatus.IN_PROGRESS) if joins else None
         if under_way is None:
             raise
         if wanted not in (ReplicationType.NORMAL, under_way.replication_type):
@@ -133,7 +133,7 @@ def run(
         session.say(f"run {started.run_id} is recorded; skylift serve or skylift coordinate carries it out")
         session.answer(started)
         return OK
-    return _report(session, wait_for_run(session, started))
+    return report_run(session, wait_for_run(session, started))
 
 
 @command("skylift cancel --reason 'the line is needed'", target=True)
@@ -172,24 +172,7 @@ def status(
     if newest is None:
         session.answer({"state": known[0].state if known else MigrationState.NOT_SET_UP, "run": None, "tables": []})
         return OK
-    return _report(session, newest)
-
-
-@command("skylift upgrade", target=True)
-def upgrade(session: Session) -> int:
-    """Run the data upgrade that follows the last run of a product with upgrades, and wait for it; goes on with one under way."""
-    migration = session.migration
-    newest = find_newest(session)
-    try:
-        migration.run_data_upgrade(newest.id)
-    except StateError as error:
-        under_way = _under_way(session, RunStatus.UPGRADE_IN_PROGRESS) if error.code == "UpgradeInProgress" else None
-        if under_way is None:
-            raise
-        session.note("an upgrade is under way already, going on with it")
-        newest = under_way
-    ended = wait(session, lambda: migration.get(Run, newest.id), lambda state: state.status is not RunStatus.UPGRADE_IN_PROGRESS)
-    return _report(session, ended)
+    return report_run(session, newest)
 
 
 @command("skylift reset --yes")
@@ -243,7 +226,7 @@ def find_newest(session: Session) -> Run:
     return newest
 
 
-def _under_way(session: Session, status: RunStatus) -> Run | None:
+def under_way_run(session: Session, status: RunStatus) -> Run | None:
     """The run of that status, for a command that joins it; there is one at most."""
     runs = session.migration.select(Run, Query(where=equals("status", status)))
     return runs[0] if runs else None
@@ -255,7 +238,7 @@ def say_state(session: Session) -> None:
     session.answer({"state": state})
 
 
-def _report(session: Session, run: Run) -> int:
+def report_run(session: Session, run: Run, **more: Any) -> int:
     """Show a run, its companies and its failed tables; the exit code that it deserves."""
     tables = tables_of(session, run)
     failed = [table for table in tables if table.status is TableStatus.FAILED]
@@ -268,7 +251,7 @@ def _report(session: Session, run: Run) -> int:
     if alone := unattended(session, run):
         session.say(alone)
     session.table(("failed table", "error"), [(f"{t.company_name} {t.table_name}".strip(), t.errors) for t in failed])
-    session.answer({"state": find_setup(session).state, "run": run, "tables": tables})
+    session.answer({"state": find_setup(session).state, "run": run, "tables": tables, **more})
     return FAILED if failed or run.status in (RunStatus.FAILED, RunStatus.UPGRADE_FAILED) else OK
 
 

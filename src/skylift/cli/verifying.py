@@ -33,9 +33,11 @@ def verify(session: Session) -> int:
     session.table(("company", "table", "rows in source", "rows in target", "what differs"),
                   [(d.task.company, d.task.table_name, *(side.rows if side else "-" for side in (d.source, d.target)), _text(d))
                    for d in [*unequal, *(d for d in done if d.equal and d.note)]])
-    found = [f"{_tables(len(differing))} differ{'s' if len(differing) == 1 else ''}"] if differing else []
+    upgraded = sum(difference.upgraded for difference in done)
+    found = [f"{_tables(upgraded)} changed by the data upgrade"] if upgraded else []
+    found += [f"{_tables(len(differing))} differ{'s' if len(differing) == 1 else ''}"] if differing else []
     found += [f"{_tables(unread)} could not be compared"] if unread else []
-    session.say(f"{_tables(len(done) - unread)} compared, {sum(d.source.rows for d in done if d.source):,} rows: "
+    session.say(f"{_tables(len(done) - unread - upgraded)} compared, {sum(d.source.rows for d in done if d.source):,} rows: "
                 + (", ".join(found) or "source and target are equal"))
     if again := copy_again(session.migration, [(d.task.company, d.task.table_name) for d in differing]):
         session.say("skylift run will copy them again")
@@ -49,6 +51,8 @@ def _tables(count: int) -> str:
 
 def _text(difference: TableDifference) -> str:
     parts = [(word, getattr(difference, word)) for word in ("missing", "extra", "different")]
+    if difference.upgraded:
+        return difference.note
     if difference.source is None:
         return f"not comparable: {difference.note}"
     return "; ".join([*(f"{word}: {', '.join(keys)}" for word, keys in parts if keys), *([difference.note] if difference.note else [])])

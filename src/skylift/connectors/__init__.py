@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 from sqlalchemy.engine import URL, make_url
@@ -144,6 +144,21 @@ class Transaction(Protocol):
     def end_copy(self, build: TargetName) -> None: ...
     def set_states(self, states: Mapping[TargetName, TableState]) -> None: ...
 
+    # For upgrade steps, which speak the target's own SQL (`Target.dialect`).
+
+    def execute(self, sql: str, params: Sequence[Any] = (), limit_s: float = 0) -> list[tuple]:
+        """One statement and the rows of its result; each `?` is a parameter where there are some.
+
+        One that takes longer than `limit_s` seconds (0 = any time) is ended with an error. A target without SQL refuses.
+        """
+
+    def standing(self, schema: str) -> dict[str, list[str]]:
+        """The columns of every table that stands in this schema ('' = the default one)."""
+
+    def table_sql(self, name: TargetName) -> str: ...
+    def column_sql(self, column: str) -> str:
+        """The quoted name that a source's column goes by in the target."""
+
 
 class Target(Protocol):
     """A database to copy to; safe to call from several threads. The ledger beside the data is the truth about what arrived."""
@@ -152,6 +167,7 @@ class Target(Protocol):
     chunk_rows: int                 # rows of a chunk that this database stores best
     formats: Container[str]         # that it reads and writes; ARROW is one of them
     losses: Losses                  # what may be changed where a value cannot be held exactly
+    dialect: str                    # of its SQL: the scheme of its URL; '' = it has none, and no transaction for statements
 
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
         """`batch` as this database can hold it, before it is hashed. Raises ValueRefused for what no setting accepts to change."""

@@ -7,9 +7,11 @@ No primary keys are built: DuckDB's ART indexes must fit in memory and slow bulk
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -77,6 +79,7 @@ class DuckDBTarget:
     chunk_rows = CHUNK_ROWS
     formats: Container[str] = (ARROW,)
     losses = Losses()
+    dialect = "duckdb"
 
     def __init__(self, path: Path) -> None:
         """Raises what DuckDB raises."""
@@ -271,6 +274,30 @@ class DuckDBTransaction:
         self._cursor.execute("delete from _skylift_tables t using _skylift_states s"
                              " where t.schema_name = s.schema_name and t.table_name = s.table_name")
         self._cursor.execute("insert into _skylift_tables by name select * from _skylift_states")
+
+    def execute(self, sql: str, params: Sequence[Any] = (), limit_s: float = 0) -> list[tuple]:
+        overrun = threading.Timer(limit_s, self._cursor.interrupt) if limit_s else None
+        if overrun:
+            overrun.start()
+        try:
+            cursor = self._cursor.execute(sql, list(params))
+            return cursor.fetchall() if cursor.description else []
+        finally:
+            if overrun:
+                overrun.cancel()
+
+    def standing(self, schema: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for table, column in self.execute("select table_name, column_name from duckdb_columns() where database_name = current_database()"
+                                          " and schema_name = ? and not internal order by 1, column_index", [schema or "main"]):
+            found.setdefault(table, []).append(column)
+        return found
+
+    def table_sql(self, name: TargetName) -> str:
+        return _table(name)
+
+    def column_sql(self, column: str) -> str:
+        return quote(column)
 
     def _forget(self, name: TargetName, *ledgers: str) -> None:
         for ledger in ledgers:

@@ -98,6 +98,7 @@ class LakeTarget:
     max_name_bytes = 1 << 16
     chunk_rows = CHUNK_ROWS
     formats: Container[str] = (ARROW,)
+    dialect = ""
     losses: Losses
 
     def __init__(self, store: Any, form: Form) -> None:
@@ -208,6 +209,20 @@ class LakeTransaction:
         built = self._table(build)
         self._put(name, LakeTable(built.schema, built.files))
         self._put(build, None)
+
+    # -------------------------------------------------------------- upgrade steps: there is no SQL to write them in
+
+    def execute(self, sql: str, params: Sequence[Any] = (), limit_s: float = 0) -> list[tuple]:
+        raise CopyError("a folder of files has no SQL", hint="upgrade packs need DuckDB, PostgreSQL or SQL Server as the target")
+
+    def standing(self, schema: str) -> dict[str, list[str]]:
+        raise CopyError("a folder of files has no SQL", hint="upgrade packs need DuckDB, PostgreSQL or SQL Server as the target")
+
+    def table_sql(self, name: TargetName) -> str:
+        return str(name)
+
+    def column_sql(self, column: str) -> str:
+        return column
 
     # -------------------------------------------------------------- rows
 

@@ -22,6 +22,7 @@ from skylift.connectors import Batches, CopyPlan, TableState, Target
 from skylift.connectors.casting import cast_batch
 from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.postgres import (
+    DEFAULT_SCHEMA,
     MAX_NAME_BYTES,
     PG_BINARY,
     Connection,
@@ -103,6 +104,7 @@ class PostgresTarget:
     max_name_bytes = MAX_NAME_BYTES
     chunk_rows = CHUNK_ROWS
     formats: Container[str] = (ARROW, PG_BINARY)
+    dialect = "postgresql"
     losses: Losses
 
     def __init__(self, url: URL) -> None:
@@ -259,6 +261,28 @@ class PostgresTransaction:
                       [[n.schema for n in states], [n.table for n in states], [s.digest.rows for s in states.values()],
                        [str(s.digest) for s in states.values()], [mark_text(s.watermark) for s in states.values()],
                        [s.columns for s in states.values()]])
+
+    def execute(self, sql: str, params: Sequence[Any] = (), limit_s: float = 0) -> list[tuple]:
+        with told(self._target.url):
+            if limit_s:
+                self._execute(f"set local statement_timeout = {max(1, round(limit_s * 1000))}")
+            cursor = self._execute(sql.replace("%", "%%").replace("?", "%s"), params) if params else self._execute(sql)
+            rows = cursor.fetchall() if cursor.description else []
+            if limit_s:
+                self._run("set local statement_timeout to default")
+            return rows
+
+    def standing(self, schema: str) -> dict[str, list[str]]:
+        return dict(self.execute(
+            "select relname, array_agg(attname::text order by attnum) from pg_class c join pg_attribute on attrelid = c.oid"
+            " where relnamespace = (select oid from pg_namespace where nspname = ?) and relkind in ('r', 'p') and attnum > 0"
+            " and not attisdropped group by 1", [schema or DEFAULT_SCHEMA]))
+
+    def table_sql(self, name: TargetName) -> str:
+        return table_sql(name)
+
+    def column_sql(self, column: str) -> str:
+        return quote(column_name(column))
 
     def commit(self) -> None:
         self._flush()

@@ -6,6 +6,7 @@ out error numbers, so the session is asked for the number of its last error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -120,6 +121,15 @@ class Session:
             cursor.execute(sql, *params)
             while (batch := cursor.arrow_batch(rows)).num_rows:
                 yield batch
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """Statements within end with an error after so many seconds, rounded up; 0 = never."""
+        self._connection.timeout = math.ceil(seconds)
+        try:
+            yield
+        finally:
+            self._connection.timeout = 0
 
     @contextmanager
     def _cursor(self, table: str) -> Iterator[Any]:

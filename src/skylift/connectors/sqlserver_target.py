@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -89,6 +89,7 @@ class SqlServerTarget:
     max_name_bytes = MAX_NAME_BYTES
     chunk_rows = CHUNK_ROWS
     formats: Container[str] = (ARROW,)
+    dialect = "mssql"
 
     def __init__(self, url: URL) -> None:
         self.url = url
@@ -247,6 +248,25 @@ class SqlServerTransaction:
     def _stands(self, name: TargetName) -> TargetName:
         """Under which name the table stands until the transaction commits."""
         return self._made[name][0] if name in self._made else name
+
+    # -------------------------------------------------------------- upgrade steps
+
+    def execute(self, sql: str, params: Sequence[Any] = (), limit_s: float = 0) -> list[tuple]:
+        with self._begun().limited(limit_s):
+            return self._run(sql, *params)
+
+    def standing(self, schema: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for table, column in self._run("select o.name, c.name from sys.tables o join sys.columns c on c.object_id = o.object_id "
+                                       "where schema_name(o.schema_id) = ? order by o.name, c.column_id", schema or DEFAULT_SCHEMA):
+            found.setdefault(table, []).append(column)
+        return found
+
+    def table_sql(self, name: TargetName) -> str:
+        return table_sql(name)
+
+    def column_sql(self, column: str) -> str:
+        return quote(column_name(column))
 
     # -------------------------------------------------------------- ledger
 

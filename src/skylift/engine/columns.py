@@ -29,6 +29,16 @@ def filled_from(columns: str) -> str:
     return json.loads(columns).get("from", "")
 
 
+def mark_upgraded(columns: str, digest: str) -> str:
+    """`columns`, saying that the data upgrade has changed the table and which digest it left; '' where its columns are others now."""
+    return json.dumps({**json.loads(columns), "upgraded": digest})
+
+
+def upgraded_as(columns: str) -> str | None:
+    """What `mark_upgraded` wrote down; None if the table holds what was copied."""
+    return json.loads(columns).get("upgraded")
+
+
 def schema_change(kept: Table, now: Table) -> SchemaChanged | None:
     """How the columns of a source table differ from those that it was copied with, None if they do not.
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from skylift.connectors import Batches, Source, TableState, Target
 from skylift.engine.buckets import bucket_sums, differing, rows_of
-from skylift.engine.columns import table_of
+from skylift.engine.columns import table_of, upgraded_as
 from skylift.engine.copy import CHUNK_BYTES
 from skylift.engine.hashing import digest_all
 from skylift.engine.preserve import overlap
@@ -40,10 +40,11 @@ class TableDifference:
     different: tuple[str, ...] = ()         # keys in both, with the columns that differ
     note: str = ""
     covered: bool = False                   # a preserved table that lacks no key of the source
+    upgraded: bool = False                  # the data upgrade has changed it: it is not compared
 
     @property
     def equal(self) -> bool:
-        return self.source is not None and (self.source == self.target or self.covered)
+        return self.upgraded or (self.source is not None and (self.source == self.target or self.covered))
 
 
 def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, workers: int = 2,
@@ -70,6 +71,8 @@ def _compare(task: CopyTask, state: TableState | None, source: Source, target: T
     kept = table_of(table.path, state.columns)
     if (kept.schema, kept.key) != (table.schema, table.key):
         return TableDifference(task, _total(pool, readers()), None, note="the source's columns have changed since the last copy")
+    if upgraded_as(state.columns) is not None:
+        return TableDifference(task, None, None, note="changed by the data upgrade, no longer compared with the source", upgraded=True)
     if task.preserve:
         return _preserved(task, readers, target, workers)
     total = _total(pool, readers())

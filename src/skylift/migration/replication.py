@@ -17,7 +17,7 @@ from skylift.model import Run, RunTable, Scope
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.store import to_row
-from skylift.store.tables import registry, run_tables, runs, source_companies, upgrade_tags
+from skylift.store.tables import registry, run_tables, runs, source_companies, upgrade_steps, upgrade_tags
 
 _STARTED = {ReplicationType.DIAGNOSTIC: "A diagnostic run is in progress."}
 NAMED = 3                         # tables with a warning that are named in a run's details
@@ -97,6 +97,7 @@ class ReplicationVerbs(Service):
             if verb.state is MigrationState.UPGRADE_FAILED:
                 update_companies(verb.connection, upgrade_status=UpgradeStatus.NONE, upgrade_error="")
                 verb.connection.execute(upgrade_tags.delete())
+                verb.connection.execute(upgrade_steps.delete())
                 verb.move("reset")
             else:
                 verb.log("migration", "reset")

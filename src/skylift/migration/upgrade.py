@@ -1,38 +1,41 @@
-"""The data upgrade: may it begin, and what it does. Source: behaviour.md §3 (runDataUpgrade), §6.
+"""The data upgrade: may it begin, and what it does. Source: behaviour.md §3 (runDataUpgrade), §6; docs/upgrade.md.
 
-Upgrade steps of a product transform copied rows into those of a newer version. The products that skylift can read need none
-so far; what is always done is to prove, company by company, that the target still holds what was verified when it was
-copied, and to record that in the upgrade tags, so that a finished company is never upgraded twice.
+Company by company it is proved that the target still holds what was verified when it was copied; then the upgrade packs transform the
+rows, all of a company or nothing (upgrades/execute.py); and the upgrade tags record it, so that a finished company is never upgraded twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
 from uuid import UUID
 
-import pyarrow as pa
 import sqlalchemy as sa
 
 from skylift.connectors import TableState, Target, open_target
-from skylift.engine.columns import table_of
-from skylift.engine.hashing import digest_all
 from skylift.errors import NotVerified, SkyliftError, StateError, TargetFailed, Transient
 from skylift.migration.changes import update_companies
 from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import Service, Verb, get_migration, get_row, newest_run
+from skylift.migration.upgrade_steps import enter_steps, note_step, settle_steps
 from skylift.model import Run, TargetName
 from skylift.products.naming import target_name
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, UpgradeStatus
 from skylift.store.tables import registry, runs, source_companies, upgrade_tags
+from skylift.upgrades.execute import Company, StepDone, upgrade_company
+from skylift.upgrades.pack import Pack, find_packs
 
 
 class UpgradeVerbs(Service):
-    def run_data_upgrade(self, id: UUID | None = None) -> None:
+    def run_data_upgrade(self, id: UUID | None = None, *, packs: Sequence[str] | None = None, retry: str = "") -> None:
         """Ask for the data upgrade of the marked companies; the coordinator does it. After a failure only the rest is done again.
 
-        Raises StateError, in this order: something is going on, a newer run is there, the product has no upgrade, tables or
-        companies have failed, a marked company was not copied, the run does not wait for its upgrade.
+        `packs`: the upgrade packs to go through, None = those of the settings; `retry`: of the companies that failed only this one.
+        Raises SetupError for a pack that cannot be read, CompanyNotFailed for a `retry` of another company, and StateError, in this
+        order: something is going on, a newer run is there, the product has no upgrade, tables or companies have failed, a marked
+        company was not copied, the run does not wait for its upgrade.
         """
         with self.verb(commits=True) as verb:
             connection = verb.connection
@@ -62,6 +65,14 @@ class UpgradeVerbs(Service):
                                  code="CompanyNotCopied")
             if run.status not in (RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED):
                 raise StateError("this run does not wait for an upgrade", hint="run the replication again", code="NotPending")
+            named = self.settings.packs.split() if packs is None else packs
+            _packs(self, verb.row, named)
+            if retry and retry not in failed:
+                raise StateError(f"the upgrade of company '{retry}' has not failed", code="CompanyNotFailed",
+                                 hint=f"failed are: {', '.join(failed)}" if failed else "run the upgrade of all: skylift upgrade")
+            here = source_companies.c.name == retry if retry else source_companies.c.upgrade_status == UpgradeStatus.FAILED
+            update_companies(connection, source_companies.c.replicate, here, upgrade_status=UpgradeStatus.PENDING)
+            verb.set(packs="\n".join(named))
             verb.move_run(run, "upgrade", details="The data upgrade is in progress.")
             verb.move("upgrade")
 
@@ -74,42 +85,76 @@ def upgrade(service: Service, run: Run, stop: Callable[[], bool], check: Callabl
     with service.store.read() as connection:
         row = get_migration(connection)
         pending = connection.scalars(sa.select(source_companies.c.name).where(
-            source_companies.c.replicate, source_companies.c.upgrade_status != UpgradeStatus.COMPLETED,
-            source_companies.c.upgrade_status != UpgradeStatus.NONE).order_by(source_companies.c.name)).all()
-        synced: dict[str, int] = dict(connection.execute(sa.select(registry.c.company_name, sa.func.count()).where(
-            registry.c.synced_version > 0).group_by(registry.c.company_name)).all())
-        preserved = set(connection.scalars(sa.select(registry.c.table_name).where(registry.c.preserve)))
+            source_companies.c.replicate, source_companies.c.upgrade_status.in_((UpgradeStatus.PENDING, UpgradeStatus.STARTED)))
+            .order_by(source_companies.c.name)).all()
+    packs = _packs(service, row, row["packs"].splitlines())
     tag = f"{row['product_id']}-{row['source_version']}-Verified"
-    target = open_target(service.box.open(row["target_url"]))
-    try:
+    shared_error = ""
+    with closing(open_target(service.box.open(row["target_url"]))) as target:
         states = target.states()
-        errors = []
-        for company in ["", *pending]:
-            if not _start(service, company, tag, check):
+        for name in ["", *pending]:
+            if not _start(service, name, tag, packs, check):
                 continue
-            schema = target_name(company, "", target.max_name_bytes).schema
-            held = {name: state for name, state in states.items() if name.schema == schema}
             error = ""
             try:
-                if len(held) < synced.get(company, 0):
-                    raise NotVerified(f"the target holds {len(held)} of {synced[company]} copied tables",
-                                      hint="run the replication in full")
-                kept = {target_name("", name, target.max_name_bytes) for name in preserved}     # their rows may be others' work
-                _verify(target, {name: state for name, state in held.items() if name not in kept}, stop)
+                company = _company(service, name, states, target)
+                upgrade_company(target, company, packs, str(row["copy_id"]), limit_s=service.settings.upgrade_step_s, stop=stop,
+                                report=lambda step: note_step(service, step, check))
             except (TargetFailed, Transient):
                 raise
             except SkyliftError as problem:
                 error = str(problem)
             if stop():
                 return
-            _finish(service, company, tag, error, check)
-            if error:
-                errors.append(f"{company or 'Tables of all companies'}: {error}")
-    finally:
-        target.close()
+            _finish(service, name, tag, error, check)
+            shared_error = shared_error if name else error
     with service.verb() as verb:
         check(verb.connection)
+        failed = verb.connection.execute(
+            sa.select(source_companies.c.name, source_companies.c.upgrade_error).order_by(source_companies.c.name).where(
+                source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.FAILED)).all()
+        errors = [*([f"Tables of all companies: {shared_error}"] if shared_error else []), *(f"{name}: {error}" for name, error in failed)]
         end_upgrade(verb, run, "; ".join(errors))
+
+
+def preview(service: Service, packs: Sequence[str] | None, companies: Sequence[str],
+            report: Callable[[StepDone], None]) -> None:
+    """Carry the packs out in transactions that are rolled back; `report` is told every step with its statements.
+
+    `companies`: only these, with what all share; empty = all marked ones. Raises StateError where no upgrade is due, and what a step
+    raises.
+    """
+    with service.store.read() as connection:
+        row = get_migration(connection)
+        marked = connection.scalars(sa.select(source_companies.c.name).order_by(source_companies.c.name).where(
+            source_companies.c.replicate, source_companies.c.upgrade_status != UpgradeStatus.COMPLETED)).all()
+    if row["state"] not in (MigrationState.UPGRADE_PENDING, MigrationState.UPGRADE_FAILED):
+        raise StateError("no data upgrade is due", hint="run the replication first (skylift run)", code="NotPending")
+    found = _packs(service, row, service.settings.packs.split() if packs is None else packs)
+    with closing(open_target(service.box.open(row["target_url"]))) as target:
+        states = target.states()
+        for name in ["", *(name for name in marked if not companies or name in companies)]:
+            upgrade_company(target, _company(service, name, states, target), found, str(row["copy_id"]), keep=False, report=report,
+                            limit_s=service.settings.upgrade_step_s)
+
+
+def _packs(service: Service, row: Mapping[str, Any], names: Iterable[str]) -> list[Pack]:
+    """Of the named packs those that are for this product and source version."""
+    return [pack for pack in find_packs(names, service.settings.home) if pack.applies(row["product_id"], row["source_version"])]
+
+
+def _company(service: Service, name: str, states: Mapping[TargetName, TableState], target: Target) -> Company:
+    """Raises NotVerified if the target holds fewer tables than were copied."""
+    with service.store.read() as connection:
+        tables = connection.execute(sa.select(registry.c.table_name, registry.c.synced_version).where(
+            registry.c.company_name == name).order_by(registry.c.table_name)).all()
+    places = {row.table_name: target_name(name, row.table_name, target.max_name_bytes) for row in tables}
+    schema = target_name(name, "", target.max_name_bytes).schema
+    held = {place: state for place, state in states.items() if place.schema == schema}
+    copied = sum(row.synced_version > 0 for row in tables)
+    if len(held) < copied:
+        raise NotVerified(f"the target holds {len(held)} of {copied} copied tables", hint="run the replication in full")
+    return Company(name, schema, {table: place for table, place in places.items() if place in held}, held)
 
 
 def end_upgrade(verb: Verb, run: Run, error: str) -> None:
@@ -118,14 +163,15 @@ def end_upgrade(verb: Verb, run: Run, error: str) -> None:
     verb.move("upgrade_failed" if error else "upgraded", error)
 
 
-def _start(service: Service, company: str, tag: str, check: Callable[[sa.Connection], None]) -> bool:
-    """Mark the company as started; False if this step is behind it already."""
+def _start(service: Service, company: str, tag: str, packs: Sequence[Pack], check: Callable[[sa.Connection], None]) -> bool:
+    """Mark the company as started and enter its steps; False if this is behind it already."""
     with service.verb() as verb:
         check(verb.connection)
         done = sa.select(upgrade_tags.c.tag).where(upgrade_tags.c.company_name == company, upgrade_tags.c.tag == tag)
         if verb.connection.execute(done).first():
             return False
         update_companies(verb.connection, source_companies.c.name == company, upgrade_status=UpgradeStatus.STARTED, upgrade_error="")
+        enter_steps(verb, company, packs)
         verb.log(f"company {company}", "start_upgrade")
         return True
 
@@ -137,21 +183,5 @@ def _finish(service: Service, company: str, tag: str, error: str, check: Callabl
         update_companies(verb.connection, source_companies.c.name == company, upgrade_status=status, upgrade_error=error)
         if not error:
             verb.connection.execute(upgrade_tags.insert().values(company_name=company, tag=tag, created_at=verb.now))
+        settle_steps(verb, company, done=not error)
         verb.log(f"company {company}", "end_upgrade", UpgradeStatus.STARTED, status, error)
-
-
-def _verify(target: Target, tables: Mapping[TargetName, TableState], stop: Callable[[], bool]) -> None:
-    """Raises NotVerified for the first table whose rows are not those that its copy was verified with."""
-    for name, state in tables.items():
-        [part] = target.read_parts(name, table_of(str(name), state.columns), 1)
-        found = digest_all(_until(stop, part))
-        if not stop() and found != state.digest:
-            raise NotVerified(f"{name}: the target holds {found.rows} rows with hash {found}, copied were {state.digest.rows} "
-                              f"with hash {state.digest}", hint="somebody has changed the target: run the replication in full")
-
-
-def _until(stop: Callable[[], bool], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        if stop():
-            return
-        yield batch

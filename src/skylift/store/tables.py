@@ -155,6 +155,7 @@ migration = _table(                                    # one row: the environmen
     _text("disabled_reason"),                          # '', Completed, Paused or Abandoned
     _flag("still_tracked"),                            # disabled, and the source still holds what skylift installed there
     sa.Column("copy_id", sa.Uuid, default=uuid4),      # full copies that have begun under it go on with the next run
+    _text("packs"),                                    # of the data upgrade that was asked for last, a line each
     _modified(),
 )
 
@@ -283,6 +284,23 @@ upgrade_tags = _table(                                 # upgrade steps that are 
     _time("created_at"),
 )
 
+upgrade_steps = _table(                                # of upgrade packs, as people see them; the target's tags are the truth
+    "upgrade_steps",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _text("company_name"),
+    _text("pack"),
+    _text("step"),
+    _number("position"),
+    _text("checksum"),
+    sa.Column("status", Enumerated(UpgradeStatus), default=UpgradeStatus.PENDING),
+    _number("statements"),
+    _text("notes"),
+    _text("error"),
+    _time("started_at", null=True),
+    _time("ended_at", null=True),
+    sa.UniqueConstraint("company_name", "pack", "step"),
+)
+
 subscriptions = _table(
     "subscriptions",
     sa.Column("id", TEXT, primary_key=True),
@@ -375,4 +393,5 @@ TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stor
     model.Run: runs, model.RunTable: run_tables, model.SourceCompany: source_companies, model.Company: companies,
     model.Setup: _setup, model.TableMapping: table_mappings, model.Subscription: subscriptions, model.App: apps,
     model.Event: events, model.Token: tokens, model.Delivery: deliveries, model.TableSwitch: registry,
+    model.UpgradeStep: upgrade_steps,
 }

@@ -1,0 +1,1 @@
+update {{Rental Fleet}} set "Description" = upper("Description");

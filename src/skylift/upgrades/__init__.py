@@ -1,0 +1,1 @@
+"""Upgrade packs: what they are (pack.py), and how one company goes through them (execute.py)."""
