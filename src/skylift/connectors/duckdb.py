@@ -170,6 +170,8 @@ class DuckDBTarget:
                 raise Transient(f"DuckDB file {self.path}: {first_line(error)}") from None
             raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}", hint="free disk space for DuckDB to spill to") from None
         except duckdb.TransactionException as error:
+            if re.search("failed to pin|could not allocate", str(error)) and self._engine.memory.allow_more():     # memory for a commit
+                raise Transient(f"DuckDB file {self.path}: {first_line(error)}") from None
             if not re.search("onflict|another transaction", str(error)):     # a commit that could not be written
                 raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}",
                                    hint="free space or restore access, then run again: what has arrived stays") from None
