@@ -16,7 +16,7 @@ from skylift.connectors.sql import quote
 from skylift.errors import SetupError, StateError
 from skylift.migration.upgrade import preview
 from skylift.migration.verification import compare
-from skylift.model import UpgradeStep
+from skylift.model import App, UpgradeStep
 from skylift.query import Query
 from skylift.runs import MigrationState, UpgradeStatus
 from skylift.upgrades.pack import load_pack, statements
@@ -294,3 +294,14 @@ def test_a_pack_is_for_its_product_and_versions(tmp_path):
     assert not pack.applies("DynamicsBC", "25") and not pack.applies("DynamicsBCLast", "9.1") and not pack.applies("DynamicsBCLast", "29.0")
 
 
+
+
+def test_a_pack_changes_a_table_that_a_mapping_has_made(ready, tmp_path):
+    rental = next(app.id for app in ready.migration.select(App, Query()) if app.name == "Rental")
+    ready.migration.create_mapping({"app_id": rental, "table_name": "New Note", "source_table_name": "Legacy Note"})
+    ready.run()
+    upgrade(ready, sql_pack(tmp_path / "pack", """update {{New Note}} set "Note" = 'moved'"""))
+
+    assert ready.state is MigrationState.UPGRADED, ready.runs[0].details
+    assert ready.in_target(f'select distinct "Note" from "{CRONUS}"."New Note${rental}"') == [("moved",)]
+    assert {d.task.table_name for d in compare(ready.migration) if d.upgraded} == {f"New Note${rental}"}
