@@ -305,3 +305,21 @@ def test_a_pack_changes_a_table_that_a_mapping_has_made(ready, tmp_path):
     assert ready.state is MigrationState.UPGRADED, ready.runs[0].details
     assert ready.in_target(f'select distinct "Note" from "{CRONUS}"."New Note${rental}"') == [("moved",)]
     assert {d.task.table_name for d in compare(ready.migration) if d.upgraded} == {f"New Note${rental}"}
+
+
+def test_after_a_reset_the_steps_are_carried_out_on_the_new_copy(copied, tmp_path):
+    pack = write_pack(tmp_path / "pack", '[[step]]\nid = "one"\nsql = "one.sql"\n[[step]]\nid = "two"\npython = "two.py:go"',
+                      one__sql='update {{Customer}} set "Blocked" = "Blocked" + 1',
+                      two__py="from pathlib import Path\n\ndef go(step):\n"
+                              f"    assert step.company != {CONTOSO!r} or Path({str(tmp_path)!r}, 'mended').exists(), 'not yet'\n")
+    before = {name: copied.in_target(BLOCKED.format(name))[0] for name in (CRONUS, CONTOSO)}
+    upgrade(copied, pack)
+    assert "AssertionError: not yet" in copied.runs[0].details
+    (tmp_path / "mended").touch()
+    copied.migration.reset_cloud_data()
+    copied.run()
+    upgrade(copied, pack)
+
+    assert copied.state is MigrationState.UPGRADED, copied.runs[0].details
+    for name, (total, count) in before.items():
+        assert copied.in_target(BLOCKED.format(name))[0] == (total + count, count)

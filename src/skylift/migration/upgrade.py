@@ -23,7 +23,7 @@ from skylift.model import Run, TargetName
 from skylift.products.naming import target_name
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, UpgradeStatus
-from skylift.store.tables import registry, run_tables, runs, source_companies, upgrade_tags
+from skylift.store.tables import registry, runs, source_companies, upgrade_tags
 from skylift.upgrades.execute import Company, StepDone, upgrade_company
 from skylift.upgrades.pack import Pack, find_packs
 
@@ -148,9 +148,7 @@ def _company(service: Service, name: str, states: Mapping[TargetName, TableState
     with service.store.read() as connection:
         tables = connection.execute(sa.select(registry.c.table_name, registry.c.synced_version).where(
             registry.c.company_name == name).order_by(registry.c.table_name)).all()
-        mapped = connection.scalars(sa.select(run_tables.c.table_name).distinct().where(run_tables.c.company_name == name)).all()
-    known = sorted({*(row.table_name for row in tables), *mapped})         # a mapping's target need not be a table of the source
-    places = {table: target_name(name, table, target.max_name_bytes) for table in known}
+    places = {row.table_name: target_name(name, row.table_name, target.max_name_bytes) for row in tables}
     schema = target_name(name, "", target.max_name_bytes).schema
     held = {place: state for place, state in states.items() if place.schema == schema}
     copied = sum(row.synced_version > 0 for row in tables)
