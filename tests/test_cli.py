@@ -183,12 +183,13 @@ def test_run_shows_what_each_company_got_and_names_failed_tables(call, ready):
 
 
 def test_verify_finds_what_was_changed_behind_its_back(call, ready, tmp_path):
-    call("run")
+    ran = call("run")
+    assert ran[0] == 0, ran
     with duckdb.connect(str(tmp_path / "home" / "target.duckdb")) as target:
         target.execute(f'update "{COMPANY}"."G_L Entry${BASE}" set Description = \'forged\' where "Entry No_" = 7')
 
-    code, out, _ = call("verify")
-    assert code == 1
+    code, out, told = call("verify")
+    assert code == 1, (out, told)
     assert "(7,): Description" in out
     assert "30 tables compared" in out and "1 table differs" in out and "skylift run will copy them again" in out
     code, verified, _ = call("verify", "--json")
