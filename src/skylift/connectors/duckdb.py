@@ -18,7 +18,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, CopyPlan, TableState, Target
-from skylift.connectors.duckdb_engine import KEYS, LARGE_VALUES, NEW_TABLE, Share, engine, need
+from skylift.connectors.duckdb_engine import KEYS, LARGE_ROW, LARGE_VALUES, NEW_TABLE, Share, engine, need
 from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
@@ -210,9 +210,11 @@ class DuckDBTransaction:
         self._memory.at_least(columns)             # until the commit, which needs it again
 
         def guarded() -> Iterator[pa.RecordBatch]:
+            large = 0                              # bytes of large values, which the commit has in memory together
             try:
                 for batch in batches:
-                    self._memory.at_least(columns + LARGE_VALUES * batch.nbytes)
+                    large += batch.nbytes if batch.nbytes > LARGE_ROW * batch.num_rows else 0
+                    self._memory.at_least(columns + LARGE_VALUES * batch.nbytes + large)
                     yield batch
             except BaseException as error:         # DuckDB would turn it into text: keep it and raise it again below
                 failure.append(error)

@@ -25,6 +25,7 @@ ENOUGH = 2**30                    # where more is asked for than was measured, t
 MOST = 160 * 2**20                # under way at once, unless one table alone needs more
 FIXED, VARIABLE = 384 * 2**10, 768 * 2**10
 NEW_TABLE = 256 * 2**10           # of each table that a transaction has written to, until it commits
+LARGE_ROW = 2**18                 # bytes of a row; the rows of a vector (2,048) that are larger are written to the log at once
 LARGE_VALUES = 3                  # a batch with large values is held in vectors, blocks and the log at once
 KEYS = 4                          # times the size of the keys that are looked for: a hash table of them
 
