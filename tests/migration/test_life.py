@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from skylift.connectors import TableState
 from skylift.errors import CopyError, NotVerified, SkyliftError, StateError, TargetFailed
-from skylift.migration import Migration, ending, runner, upgrade
+from skylift.migration import Migration, ending, runner
 from skylift.migration.scope import failed_tables
 from skylift.migration.service import get_migration
 from skylift.model import Digest, Progress, Scope, Watermark
@@ -24,6 +24,7 @@ from skylift.sample import change_sample, create_sample
 from skylift.settings import Settings
 from skylift.store import open_store
 from skylift.store.tables import leases, registry, run_tables, runs, upgrade_tags
+from skylift.upgrades import execute
 from tests.migration.lab import ANY, Lab
 from tests.migration.model import Model
 
@@ -114,7 +115,7 @@ class FakeEngine:
                 case "failed":
                     yield Progress(task, TableStatus.FAILED, mode=mode, error=CopyError("cannot be copied"))
 
-    def verify(self, target, tables, stop):
+    def verify(self, transaction, company, stop):
         if self.upgrade_fails:
             raise NotVerified("not what was copied")
 
@@ -144,7 +145,7 @@ class Life(RuleBasedStateMachine):
         self.patch.setattr(runner, "copy_tables", self.engine.copy_tables)
         self.patch.setattr(runner, "check_tables", self.engine.check_tables)
         self.patch.setattr(runner, "FLUSH_S", 60)       # all progress is written at once: nothing depends on the machine's pace
-        self.patch.setattr(upgrade, "_verify", self.engine.verify)
+        self.patch.setattr(execute, "verify", self.engine.verify)
         self.patch.setattr(ending, "refuse_unproven", self.engine.refuse_unproven)
         if not new:
             self.lab.prepare()
