@@ -4,13 +4,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from skylift.connectors.sql import quote
 from skylift.errors import Conflict, SetupError, SkyliftError, StateError
 from skylift.migration import Migration
 from skylift.migration import setup as looking
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, UpgradeStatus
 from skylift.settings import Settings
+from skylift.store import open_store
 from skylift.store.tables import companies, migration, registry, source_companies
-from tests.migration.lab import ADD_COMPANY, ANY
+from tests.migration.lab import ADD_COMPANY, ANY, Lab
 
 
 def registered(lab):
@@ -289,3 +291,20 @@ def test_a_set_up_made_while_another_was_looking_at_the_source_is_not_overwritte
     with pytest.raises(StateError, match="the migration is set up already"):
         lab.migration.create_setup(lab.values)
     assert len(lab.runs) == 1
+
+
+def test_the_first_run_replaces_nothing_that_another_migration_has_copied(ready, tmp_path):
+    """Two SQLite files of one name fill one schema: the rows of a migration that is completed must not go."""
+    ready.run()
+    held = ready.in_target("select schema_name, table_name, rows, digest from _skylift_tables order by all")
+    other = Settings(home=tmp_path / "other", store=f"sqlite:///{tmp_path}/other.db", target=ready.migration.target)
+    second = Lab(Migration(open_store(other.store), other), ready.source)
+    second.prepare()
+
+    refused = second.run()
+
+    assert refused.status is RunStatus.FAILED and "tables that another migration has copied" in refused.details
+    assert ready.in_target("select schema_name, table_name, rows, digest from _skylift_tables order by all") == held
+    for schema, table, *_ in held:
+        ready.in_target(f'drop table {quote(schema or "main")}.{quote(table)}')
+    assert second.run().status is RunStatus.UPGRADE_PENDING

@@ -65,7 +65,7 @@ def setup(
     migration = session.migration
     known = migration.select(Setup, Query())
     done = migration.change_setup(known[0].id, values, lambda row: None) if known else migration.create_setup(values)
-    session.say(f"{product} connected; state: {done.state}")
+    session.say(f"{product} connected; state: {done.state}; target: {migration.target}")
     show_companies(session)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from skylift.cli.frame import FAILED, OK, Session, command
+from skylift.errors import StateError
 
 if TYPE_CHECKING:
     from skylift.engine.verify import TableDifference
@@ -27,6 +28,9 @@ def verify(session: Session) -> int:
         for difference in compare(session.migration):
             done.append(difference)
             bar.update(task, description=f"{len(done):,} tables compared")
+    if not done:
+        raise StateError("no table takes part, so nothing was compared", code="NothingToCompare",
+                         hint="mark companies (skylift companies --mark NAME) or include tables (skylift tables --include NAME)")
     unequal = [difference for difference in done if not difference.equal]
     differing = [difference for difference in unequal if difference.source is not None]
     unread = len(unequal) - len(differing)

@@ -16,8 +16,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from skylift.connectors import opened
+from skylift.connectors import Target, opened
 from skylift.engine.check import check_tables
+from skylift.engine.copy import is_there
 from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
 from skylift.errors import SetupError, SkyliftError, Transient, redact
@@ -25,7 +26,7 @@ from skylift.losses import Losses
 from skylift.migration.changes import note
 from skylift.migration.mappings import all_mappings
 from skylift.migration.replication import end_cancelled, end_run
-from skylift.migration.scope import Key, from_text
+from skylift.migration.scope import Key, from_text, list_tables
 from skylift.migration.service import Service, Verb, get_migration, newest_run
 from skylift.migration.setup import sync_registry
 from skylift.model import CopyTask, Progress, Run, RunTable, new_id
@@ -95,6 +96,7 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
         found = product.discover(source)
         target = open_target()
         whole = plan(found, mappings, source.tables, target.max_name_bytes)
+        _refuse_strangers(service, whole, target)
         with service.verb() as verb:
             check(verb.connection)
             gone = sync_registry(verb.connection, whole, found)
@@ -110,6 +112,20 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
         recorder.flush()
         if not stop() and not run.scope and run.replication_type is not ReplicationType.DIAGNOSTIC:
             target.discard_copies(keep="")              # of tables that take part no more: nothing goes on with them
+
+
+def _refuse_strangers(service: Service, whole: Plan, target: Target) -> None:
+    """Raises SetupError where the first run of this migration would replace tables that another one has copied to the target."""
+    with service.store.read() as connection:
+        if connection.scalar(sa.select(sa.exists().where(run_tables.c.run_id == runs.c.run_id,
+                                                         runs.c.replication_type != ReplicationType.DIAGNOSTIC))):
+            return                                      # from then on they may be its own, whatever the store still knows of them
+        marked = connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all()
+    held = target.states()
+    if theirs := [task for task in of_companies(whole, marked).tasks if task.target in held and is_there(target, task.target)]:
+        raise SetupError("the target holds tables that another migration has copied: "
+                         f"{list_tables([(task.company, task.table_name) for task in theirs])}", code="TargetInUse",
+                         hint="name another target (--target, SKYLIFT_TARGET), or drop these tables there if their rows are not needed")
 
 
 def _enter(verb: Verb, run: Run, whole: Plan, gone: Sequence[Key], there: Container[str]) -> list[CopyTask]:

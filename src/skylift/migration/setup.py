@@ -131,6 +131,13 @@ class SetupVerbs(Service):
             verb.move("register_agent", **common, runtime_name=name, runtime_key=verb.row["runtime_key"] or self.box.seal(key))
             return replace(answer, runtime_name=name, runtime_key=key, state=verb.state)
 
+    @property
+    def target(self) -> str:
+        """URL of the target that was kept at set-up, without password; '' before."""
+        with self.store.read() as connection:
+            sealed = get_migration(connection)["target_url"]
+        return redact(self.box.open(sealed)) if sealed else ""
+
     def check_target(self, asked: bool) -> None:
         """Raises SetupError if the settings name another target than the one that was kept at set-up.
 
