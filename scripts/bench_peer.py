@@ -26,6 +26,7 @@ def pipeline(source: str, table: str, key: str, target: str) -> None:
 
     def half(low: int, high: int) -> None:
         with adbc.connect(f"file:{source}?mode=ro") as connection, connection.cursor() as cursor:
+            cursor.execute("pragma busy_timeout = 10000")
             cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": 16384})
             cursor.execute(f'select {typed} union all select * from "{table}" where "{key}" >= {low} and "{key}" < {high}')
             batches = cursor.fetch_record_batch()

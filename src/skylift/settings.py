@@ -136,6 +136,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
+    except NotADirectoryError:
+        raise SetupError(f"{path.parent} is a file", hint="--home names the folder that holds everything", code="Settings") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SetupError(f"{path} cannot be read: {error}", hint="mend the file or remove it", code="Settings") from None
     unknown = sorted(values.keys() - (_FIELDS.keys() - {"home"}))

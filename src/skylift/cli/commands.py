@@ -22,6 +22,8 @@ class Kind(StrEnum):
     FULL = "full"
     DIAGNOSTIC = "diagnostic"
 
+ALIKE = 5                         # failed tables that are named although all say the same
+
 
 @command("skylift sample bc.db --companies 3 --rows 1000000 --tables 150")
 def sample(
@@ -250,9 +252,18 @@ def report_run(session: Session, run: Run, **more: Any) -> int:
         session.say(run.details)
     if alone := unattended(session, run):
         session.say(alone)
-    session.table(("failed table", "error"), [(f"{t.company_name} {t.table_name}".strip(), t.errors) for t in failed])
+    session.table(("failed table", "error"), _errors(failed))
     session.answer({"state": find_setup(session).state, "run": run, "tables": tables, **more})
     return FAILED if failed or run.status in (RunStatus.FAILED, RunStatus.UPGRADE_FAILED) else OK
+
+
+def _errors(failed: list[RunTable]) -> list[tuple[str, str]]:
+    """The failed tables and why; where many say the same (a run that was cancelled), the first and how many more."""
+    alike: dict[str, list[str]] = {}
+    for table in failed:
+        alike.setdefault(table.errors, []).append(f"{table.company_name} {table.table_name}".strip())
+    return [(name, error) for error, names in alike.items()
+            for name in (names if len(names) <= ALIKE else [f"{names[0]} and {len(names) - 1:,} more"])]
 
 
 def _sums(tables: list[RunTable]) -> tuple[int, ...]:

@@ -31,7 +31,10 @@ def upgrade(
                                                                 "(repeatable).")] = None,
     retry: Annotated[str, typer.Option(metavar="COMPANY", help="Of the companies that failed upgrade only this one.")] = "",
 ) -> int:
-    """Run the data upgrade that follows the last run of a product with upgrades, and wait for it; goes on with one under way."""
+    """Run the data upgrade that follows the last run of a product with upgrades, and wait for it; goes on with one under way.
+
+    It ends replication: what changes in the source after the last run does not arrive any more.
+    """
     migration = session.migration
     newest = find_newest(session)
     packs = [_absolute(name) for name in pack] if pack else None

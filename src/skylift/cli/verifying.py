@@ -8,6 +8,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from skylift.cli.frame import FAILED, OK, Session, command
 from skylift.errors import StateError
+from skylift.model import TableSwitch
+from skylift.query import Query
 
 if TYPE_CHECKING:
     from skylift.engine.verify import TableDifference
@@ -43,9 +45,11 @@ def verify(session: Session) -> int:
     found += [f"{_tables(unread)} could not be compared"] if unread else []
     session.say(f"{_tables(len(done) - unread - upgraded)} compared, {sum(d.source.rows for d in done if d.source):,} rows: "
                 + (", ".join(found) or "source and target are equal"))
+    if left_out := sum(not table.replicate for table in session.migration.select(TableSwitch, Query())):
+        session.say(f"{_tables(left_out)} left out (skylift tables), not compared")
     if again := copy_again(session.migration, [(d.task.company, d.task.table_name) for d in differing]):
         session.say("skylift run will copy them again")
-    session.answer({"equal": not unequal, "copied_again": again, "tables": [_document(d) for d in done]})
+    session.answer({"equal": not unequal, "left_out": left_out, "copied_again": again, "tables": [_document(d) for d in done]})
     return FAILED if unequal else OK
 
 

@@ -32,7 +32,7 @@ from skylift.errors import CopyError, NotVerified, SourceChanged
 from skylift.model import ARROW, Chunk, CopyTask, Digest, KeyRange, Progress, Table, TargetName, Watermark
 from skylift.runs import TableStatus
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 256 * 2**20
 SWEPT_SHARE = 0.1                   # of a table's rows in differing buckets, above which a sweep gives way to a full copy
 SWEPT_ROWS = 10_000                 # but so many are always swept
 

@@ -146,7 +146,7 @@ def _packs(service: Service, row: Mapping[str, Any], names: Iterable[str]) -> li
 def _company(service: Service, name: str, states: Mapping[TargetName, TableState], target: Target) -> Company:
     """Raises NotVerified if the target holds fewer tables than were copied."""
     with service.store.read() as connection:
-        tables = connection.execute(sa.select(registry.c.table_name, registry.c.synced_version).where(
+        tables = connection.execute(sa.select(registry.c.table_name, registry.c.synced_version, registry.c.preserve).where(
             registry.c.company_name == name).order_by(registry.c.table_name)).all()
     places = {row.table_name: target_name(name, row.table_name, target.max_name_bytes) for row in tables}
     schema = target_name(name, "", target.max_name_bytes).schema
@@ -154,7 +154,8 @@ def _company(service: Service, name: str, states: Mapping[TargetName, TableState
     copied = sum(row.synced_version > 0 for row in tables)
     if len(held) < copied:
         raise NotVerified(f"the target holds {len(held)} of {copied} copied tables", hint="run the replication in full")
-    return Company(name, schema, {table: place for table, place in places.items() if place in held}, held)
+    return Company(name, schema, {table: place for table, place in places.items() if place in held}, held,
+                   frozenset(places[row.table_name] for row in tables if row.preserve))
 
 
 def end_upgrade(verb: Verb, run: Run, error: str) -> None:

@@ -53,12 +53,16 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Company:
-    """What is upgraded: '' = what all companies share. `names`: its tables, each with its place in the target and its ledger row."""
+    """What is upgraded: '' = what all companies share. `names`: its tables, each with its place in the target and its ledger row.
+
+    Rows of `preserved` tables may be others' work, so that they are not what was copied says nothing.
+    """
 
     name: str
     schema: str
     names: Mapping[str, TargetName]
     states: Mapping[TargetName, TableState]
+    preserved: frozenset[TargetName] = frozenset()
 
     @property
     def scope(self) -> str:
@@ -261,6 +265,8 @@ def refuse_edited(packs: Iterable[Pack], done: Mapping[tuple[str, str, str], str
 def verify(transaction: Transaction, company: Company, stop: Callable[[], bool]) -> None:
     """Raises NotVerified for the first table whose rows are not those that its copy, or an earlier upgrade, was verified with."""
     for name, state in company.states.items():
+        if name in company.preserved:
+            continue
         expected, marked = str(state.digest), upgraded_as(state.columns)
         if marked is not None:
             expected = marked
@@ -281,6 +287,8 @@ def _marks(transaction: Transaction, company: Company, stop: Callable[[], bool])
         if not {transaction.column_sql(column) for column in table.schema.names} <= {
                 transaction.column_sql(column) for column in standing.get(name.table, ())}:
             marks[name] = replace(state, columns=mark_upgraded(state.columns, ""))
+            continue
+        if name in company.preserved:
             continue
         found = digest_all(_until(stop, transaction.read(name, table)))
         if found != state.digest:
