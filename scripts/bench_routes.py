@@ -81,7 +81,7 @@ def _postgres_to_postgres(source: str, server: str, rows: int, runs: int) -> lis
     }, runs)
     return [line(f"PostgreSQL → PostgreSQL, {rows:,} rows × 53 columns, verified, against pgcopydb", taken["skylift"],
                  taken.get("pgcopydb"), "≥ 1.2 ×"),
-            line("the same without verification, against psql | psql", taken["unverified"], taken.get("pipe"), "≥ 0.85 ×")]
+            line("the same without verification, against psql piped into psql", taken["unverified"], taken.get("pipe"), "≥ 0.85 ×")]
 
 
 def _mariadb_to_postgres(plain: Path, mariadb: str, server: str, rows: int, runs: int) -> list[Line]:
