@@ -341,11 +341,9 @@ def big(server, tmp_path):
     return lab
 
 
-@pytest.mark.slow
-def test_a_server_killed_in_mid_copy_ends_the_run_with_the_reason_and_the_next_run_goes_on(server, tmp_path, target, monkeypatch):
-    monkeypatch.setattr("skylift.connectors.pooling.RECONNECT_S", 1)
-    lab, killed = big(server, tmp_path), threading.Event()
-    honest = MySqlSource.read
+def die_in_mid_copy(server, monkeypatch, then=lambda: None):
+    """The server is killed, once, after the first batch of a chunk that is not the first."""
+    honest, killed = MySqlSource.read, threading.Event()
 
     def read(self, table, keys):
         for batch in honest(self, table, keys):
@@ -354,8 +352,16 @@ def test_a_server_killed_in_mid_copy_ends_the_run_with_the_reason_and_the_next_r
                 killed.set()
                 server.process.kill()
                 server.process.wait()
+                then()
 
     monkeypatch.setattr(MySqlSource, "read", read)
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_mid_copy_ends_the_run_with_the_reason_and_the_next_run_goes_on(server, tmp_path, target, monkeypatch):
+    monkeypatch.setattr("skylift.connectors.pooling.RECONNECT_S", 1)
+    lab = big(server, tmp_path)
+    die_in_mid_copy(server, monkeypatch)
     begun = time.monotonic()
     with pytest.raises(SourceFailed, match="Can't connect"):
         migrate(lab.url, target.url, "c1", chunk_rows=5_000)
@@ -368,19 +374,8 @@ def test_a_server_killed_in_mid_copy_ends_the_run_with_the_reason_and_the_next_r
 
 @pytest.mark.slow
 def test_a_server_restarted_in_mid_copy_is_waited_for(server, tmp_path, target, monkeypatch):
-    lab, killed = big(server, tmp_path), threading.Event()
-    honest = MySqlSource.read
-
-    def read(self, table, keys):
-        for batch in honest(self, table, keys):
-            yield batch
-            if keys.lo and not killed.is_set():
-                killed.set()
-                server.process.kill()
-                server.process.wait()
-                threading.Timer(2, server.start).start()
-
-    monkeypatch.setattr(MySqlSource, "read", read)
+    lab = big(server, tmp_path)
+    die_in_mid_copy(server, monkeypatch, lambda: threading.Timer(2, server.start).start())
 
     assert successful(migrate(lab.url, target.url, "c1", chunk_rows=5_000)) == {"big": "full"}
     assert target.rows("big") == lab.rows("big")

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from skylift.connectors import open_source, open_target
 from skylift.engine.pool import copy_tables
@@ -40,6 +40,13 @@ class Lab:
 
     examples = 10                 # random histories: opening a server's database takes longer than a file
     fed = True
+    types: ClassVar[dict[str, str]]       # what the database calls the abstract types
+
+    def ddl(self, name: str, columns: dict[str, str], key: tuple[str, ...] = ()) -> str:
+        parts = [f"{quote(c)} {self.types[t]}{' NOT NULL' if c in key else ''}" for c, t in columns.items()]
+        if key:
+            parts.append(f"primary key ({', '.join(map(quote, key))})")
+        return f"create table {quote(name)} ({', '.join(parts)})"
 
     def lacks(self, value: object) -> bool:
         return False

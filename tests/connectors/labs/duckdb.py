@@ -60,12 +60,6 @@ class DuckDBSourceLab(DuckDBLab):
                     connection.executemany(*statement)
             connection.execute("commit")
 
-    def ddl(self, name: str, columns: dict[str, str], key: tuple[str, ...] = ()) -> str:
-        parts = [f"{quote(c)} {self.types[t]}{' NOT NULL' if c in key else ''}" for c, t in columns.items()]
-        if key:
-            parts.append(f"primary key ({', '.join(map(quote, key))})")
-        return f"create table {quote(name)} ({', '.join(parts)})"
-
     def put(self, name: str, key: tuple[str, ...], row: tuple) -> tuple[str, list[tuple]]:
         """In place of the rows that have the same value in a column that is unique; they go before, in a transaction of their own:
         within one, DuckDB keeps the keys of deleted rows (https://duckdb.org/docs/current/sql/indexes)."""

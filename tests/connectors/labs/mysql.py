@@ -50,12 +50,6 @@ class MySqlLab(Lab):
     def connect(self) -> MySQLdb.Connection:
         return connect(self._url)
 
-    def ddl(self, name: str, columns: dict[str, str], key: tuple[str, ...] = ()) -> str:
-        parts = [f"{quote(c)} {self.types[t]}{' NOT NULL' if c in key else ''}" for c, t in columns.items()]
-        if key:
-            parts.append(f"primary key ({', '.join(map(quote, key))})")
-        return f"create table {quote(name)} ({', '.join(parts)})"
-
     def put(self, name: str, key: tuple[str, ...], row: tuple) -> tuple[str, list[tuple]]:
         return f"replace into {quote(name)} values ({','.join('?' * len(row))})", [row]
 

@@ -64,12 +64,6 @@ class PostgresLab(PostgresTargetLab):
     def __init__(self, folder: Path, *options: str) -> None:
         super().__init__(folder, "wal_level=logical", "max_replication_slots=1000", *options)
 
-    def ddl(self, name: str, columns: dict[str, str], key: tuple[str, ...] = ()) -> str:
-        parts = [f"{quote(c)} {self.types[t]}{' not null' if c in key else ''}" for c, t in columns.items()]
-        if key:
-            parts.append(f"primary key ({', '.join(map(quote, key))})")
-        return f"create table {quote(name)} ({', '.join(parts)})"
-
     def put(self, name: str, key: tuple[str, ...], row: tuple) -> tuple[str, list[tuple]]:
         """In place of the rows that have the same value in a column that is unique."""
         table = f"'{quote(name)}'::regclass"

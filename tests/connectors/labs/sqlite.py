@@ -44,12 +44,6 @@ class SqliteLab(Lab):
             if connection.in_transaction:
                 connection.execute("commit")
 
-    def ddl(self, name: str, columns: dict[str, str], key: tuple[str, ...] = ()) -> str:
-        parts = [f"{quote(c)} {self.types[t]}{' NOT NULL' if c in key else ''}" for c, t in columns.items()]
-        if key:
-            parts.append(f"primary key ({', '.join(map(quote, key))})")
-        return f"create table {quote(name)} ({', '.join(parts)})"
-
     def put(self, name: str, key: tuple[str, ...], row: tuple) -> tuple[str, list[tuple]]:
         """REPLACE over a second unique index deletes rows without telling delete triggers."""
         return f"insert or replace into {quote(name)} values ({','.join('?' * len(row))})", [row]

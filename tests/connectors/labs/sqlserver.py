@@ -82,12 +82,6 @@ class SqlServerLab(Lab):
         finally:
             connection.close()
 
-    def ddl(self, name: str, columns: dict[str, str], key: tuple[str, ...] = ()) -> str:
-        parts = [f"{quote(c)} {self.types[t]}{' NOT NULL' if c in key else ''}" for c, t in columns.items()]
-        if key:
-            parts.append(f"primary key ({', '.join(map(quote, key))})")
-        return f"create table {quote(name)} ({', '.join(parts)})"
-
     def put(self, name: str, key: tuple[str, ...], row: tuple) -> tuple[str, list[tuple]]:
         """Whatever has the row's value in a column of a unique index is in its way."""
         columns = [column for column, _ in self._columns("dbo", name)]
