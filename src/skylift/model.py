@@ -67,6 +67,10 @@ class Table:
         """The name that no other table of the source has."""
         return f"{self.namespace}.{self.name}" if self.namespace else self.name
 
+    def declared(self) -> list[tuple[pa.Field, str]]:
+        """The columns, each with its declared type, '' where that is not known."""
+        return list(zip(self.schema, self.source_types or [""] * len(self.schema), strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:

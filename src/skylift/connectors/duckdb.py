@@ -194,7 +194,7 @@ class DuckDBTransaction:
 
     def create(self, name: TargetName, table: Table) -> None:
         columns = []
-        for field, declared in zip(table.schema, table.source_types or [""] * len(table.schema), strict=True):
+        for field, declared in table.declared():
             kind = _type(field.type)
             if kind is None:
                 raise ValueRefused(f"{table.name}.{field.name}: DuckDB has no exact type for {declared or field.type}")

@@ -69,7 +69,7 @@ class DeltaForm:
 
     def stored_schema(self, table: Table) -> pa.Schema:
         fields, names = [], set()
-        for field, declared in zip(table.schema, table.source_types or [""] * len(table.schema), strict=True):
+        for field, declared in table.declared():
             stored = field.type if pa.types.is_decimal128(field.type) else _STORED.get(str(field.type), (None,))[0]
             if stored is None:
                 raise ValueRefused(f"{table.path}.{field.name}: Delta Lake has no exact type for {declared or field.type}")

@@ -46,7 +46,7 @@ class ParquetForm:
         self._store = store
 
     def stored_schema(self, table: Table) -> pa.Schema:
-        for field, declared in zip(table.schema, table.source_types or [""] * len(table.schema), strict=True):
+        for field, declared in table.declared():
             if str(field.type) not in _STORED and not pa.types.is_decimal128(field.type):
                 raise ValueRefused(f"{table.path}.{field.name}: Parquet has no exact type for {declared or field.type}")
         return table.schema

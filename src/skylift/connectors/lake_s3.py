@@ -24,8 +24,8 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 from sqlalchemy.engine import URL
 
-from skylift.connectors.lake_store import OWN, staged
-from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed
+from skylift.connectors.lake_store import OWN, all_of, staged
+from skylift.errors import SetupError, SkyliftError, TargetFailed
 
 _OPTIONS = {"region", "endpoint"}
 _REQUESTS = 16                    # under way at once, of each kind
@@ -148,14 +148,7 @@ class Bucket:
 
     def each(self, act: Callable[[Any], None], items: Iterable[Any]) -> None:
         """Many at once: a request waits longer than it works."""
-        failed = []
-        for done in [self._tables.submit(act, item) for item in items]:
-            try:
-                done.result()
-            except CopyError as error:
-                failed.append(error)
-        if failed:
-            raise failed[0]
+        all_of([self._tables.submit(act, item).result for item in items])
 
     # -------------------------------------------------------------- errors
 

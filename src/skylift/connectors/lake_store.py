@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -181,15 +182,8 @@ class Folder:
                 (place / name).unlink()
 
     def each(self, act: Callable[[Any], None], items: Iterable[Any]) -> None:
-        """One after the other: nothing is gained from many at once here. What is wrong with one item keeps no other one back."""
-        failed = []
-        for item in items:
-            try:
-                act(item)
-            except CopyError as error:
-                failed.append(error)
-        if failed:
-            raise failed[0]
+        """One after the other: nothing is gained from many at once here."""
+        all_of(partial(act, item) for item in items)
 
     # -------------------------------------------------------------- errors
 
@@ -204,6 +198,18 @@ class Folder:
             text = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
             raise TargetFailed(f"{self.where}: {text}",
                                hint="free space or restore access, then run again: what has arrived stays") from None
+
+
+def all_of(calls: Iterable[Callable[[], Any]]) -> None:
+    """Make every call; then raise the first CopyError, which kept no other one back."""
+    failed = []
+    for call in calls:
+        try:
+            call()
+        except CopyError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 def staged(name: str) -> str:

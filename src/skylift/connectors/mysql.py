@@ -21,8 +21,9 @@ import pyarrow as pa
 from MySQLdb.connections import Connection
 from sqlalchemy.engine import URL
 
-from skylift.connectors import SWEEP, Batches, Changes, Source
+from skylift.connectors import SWEEP, Batches, Source
 from skylift.connectors.casting import cast_batch
+from skylift.connectors.fed import FedSource
 from skylift.connectors.mysql_connection import alive, bound, check, connect, quote, run, texts, told, where
 from skylift.connectors.mysql_log import TABLES, ChangeLog
 from skylift.connectors.mysql_rows import Misfit, read_result
@@ -84,9 +85,10 @@ def grants(url: URL) -> str:
             f"-- where triggers keep the keys of changed rows; with ?mode=ro in the URL neither this nor trigger is needed:\n{logs}")
 
 
-class MySqlSource:
+class MySqlSource(FedSource):
     """One database of a server."""
 
+    feed: ChangeLog
     losses = Losses()
 
     def __init__(self, url: URL) -> None:
@@ -242,25 +244,10 @@ class MySqlSource:
     # -------------------------------------------------------------- changes
 
     def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
-        marks = self.feed.track(tables, consumer)
+        marks = super().track(tables, consumer)
         if self._snapshots is None and any(mark.feed == SWEEP for mark in marks.values()):
             self._snapshots = self._common_snapshot()
         return marks
-
-    def usable(self, table: Table, since: Watermark) -> str:
-        return self.feed.usable(table, since)
-
-    def changed(self, since: Mapping[str, Watermark]) -> set[str]:
-        return self.feed.changed(since)
-
-    def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
-        return self.feed.changes(table, since)
-
-    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
-        self.feed.confirm(consumer, positions)
-
-    def untrack(self, consumer: str) -> None:
-        self.feed.untrack(consumer)
 
     # -------------------------------------------------------------- connections
 

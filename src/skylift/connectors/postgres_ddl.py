@@ -59,7 +59,7 @@ def create_sql(name: TargetName, table: Table) -> list[str]:
     A name that had to be cut keeps the true one as a comment. Raises ValueRefused for a type that has no exact counterpart.
     """
     columns, comments = [], []
-    for field, declared in zip(table.schema, table.source_types or [""] * len(table.schema), strict=True):
+    for field, declared in table.declared():
         kind = declared if table.format != ARROW else column_type(field.type)
         if kind is None:
             raise ValueRefused(f"{table.path}.{field.name}: PostgreSQL has no exact type for {declared or field.type}")

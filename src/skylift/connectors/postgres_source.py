@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ import pyarrow as pa
 from psycopg import sql
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, Changes, Source
+from skylift.connectors import Batches, Source
+from skylift.connectors.fed import FedSource
 from skylift.connectors.postgres import Connection, pool, selected, told, where
 from skylift.connectors.postgres_binary import Decoder, copy_out
 from skylift.connectors.postgres_catalog import Facts, read_catalogue
@@ -26,7 +27,7 @@ from skylift.connectors.postgres_feeds import Feeds
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SourceChanged, SourceFailed
 from skylift.losses import Losses
-from skylift.model import ARROW, KeyRange, Table, Watermark
+from skylift.model import ARROW, KeyRange, Table
 
 FEEDS = {"": ("slot", "change_log"), "triggers": ("change_log",), "none": ()}     # allowed by the URL's parameter feed
 COUNTED_PAGES = 2_000              # a table up to this large is counted where statistics are missing, a larger one sampled
@@ -79,9 +80,10 @@ def _inside(name: str) -> str:
     return name.replace("'", "''").replace("%", "%%")
 
 
-class PostgresSource:
+class PostgresSource(FedSource):
     """One database. Connections are pooled; a table that is tracked is read in the snapshot of its watermark."""
 
+    feed: Feeds
     losses = Losses()
 
     def __init__(self, url: URL, feeds: Sequence[str]) -> None:
@@ -90,7 +92,7 @@ class PostgresSource:
         self._connections = pool(url, SourceFailed)
         self._facts: dict[str, Facts] = {}
         self._lock = threading.Lock()
-        self.feeds = Feeds(self, feeds)
+        self.feed = Feeds(self, feeds)
 
     # -------------------------------------------------------------- catalogue
 
@@ -197,7 +199,7 @@ class PostgresSource:
                 [file] = self.row(connection, "select pg_relation_filenode(%s::oid)::int8", facts.oid)
                 if file != bound[1]:
                     raise SourceChanged(f"{table.path}: the table was rewritten while it was read, and has no primary key")
-            self.feeds.check(connection, table.path)
+            self.feed.check(connection, table.path)
 
     def batches(self, connection: Connection, table: Table, tail: str) -> Batches:
         """The rows of `select ... <tail>`, all values in it quoted, in the table's format."""
@@ -222,33 +224,13 @@ class PostgresSource:
         loss = _LOSSES["decimal" if pa.types.is_decimal(kind) else "time" if pa.types.is_date(kind) or pa.types.is_timestamp(kind) else ""]
         return loss if loss and loss[0] in self.losses.accepted else None
 
-    # -------------------------------------------------------------- changes
-
-    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
-        return self.feeds.track(tables, consumer)
-
-    def usable(self, table: Table, since: Watermark) -> str:
-        return self.feeds.usable(table, since)
-
-    def changed(self, since: Mapping[str, Watermark]) -> set[str]:
-        return self.feeds.changed(since)
-
-    def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
-        return self.feeds.changes(table, since)
-
-    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
-        self.feeds.confirm(consumer, positions)
-
-    def untrack(self, consumer: str) -> None:
-        self.feeds.untrack(consumer)
-
     # -------------------------------------------------------------- connections
 
     @contextmanager
     def reading(self, table: Table) -> Iterator[Connection]:
         """A connection in a read-only transaction that sees the table as its watermark does; else as it is now."""
         with self._connections.connection() as connection, told(self.url, table.path):
-            self.feeds.begin(connection, table.path)
+            self.feed.begin(connection, table.path)
             yield connection
             connection.execute("commit")
 
@@ -265,7 +247,7 @@ class PostgresSource:
         return self.rows(connection, query, *params)[0]
 
     def close(self) -> None:
-        self.feeds.close()
+        self.feed.close()
         self._connections.close()
 
 

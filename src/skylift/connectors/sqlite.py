@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, Changes, Source
+from skylift.connectors import Batches, Source
 from skylift.connectors.casting import cast_batch
+from skylift.connectors.fed import FedSource
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlite_log import ChangeLog, Fingerprint
 from skylift.errors import CopyError, SetupError, SkyliftError, Transient, ValueRefused
 from skylift.losses import Losses
-from skylift.model import KeyRange, Table, Watermark
+from skylift.model import KeyRange, Table
 
 BATCH_ROWS = 16_384
 BATCH_BYTES = 16 * 2**20          # Arrow bytes of one batch; what is in flight is a few of these per worker
@@ -83,7 +84,7 @@ def grants(url: URL) -> str:
             "-- a log of changes is kept in the file. With ?mode=ro in the URL the right to read is enough.\n")
 
 
-class SqliteSource:
+class SqliteSource(FedSource):
     """One SQLite file. Connections are pooled, since each parses the whole schema when it opens."""
 
     losses = Losses()
@@ -261,26 +262,6 @@ class SqliteSource:
                     f"{table.name}.{field.name}, key {tuple(key)}: the cell holds a value of type {kind}, the column moves as {field.type}",
                     hint="correct the row at the source; SQLite does not check the types of its columns")
         return CopyError(f"{table.name}: {text}")
-
-    # -------------------------------------------------------------- changes
-
-    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
-        return self.feed.track(tables, consumer)
-
-    def usable(self, table: Table, since: Watermark) -> str:
-        return self.feed.usable(table, since)
-
-    def changed(self, since: Mapping[str, Watermark]) -> set[str]:
-        return self.feed.changed(since)
-
-    def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
-        return self.feed.changes(table, since)
-
-    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
-        self.feed.confirm(consumer, positions)
-
-    def untrack(self, consumer: str) -> None:
-        self.feed.untrack(consumer)
 
     # -------------------------------------------------------------- connections
 

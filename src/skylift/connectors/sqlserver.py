@@ -46,6 +46,21 @@ _LOST = re.compile(r"(?i)communication link failure|connection (is|was|has been)
 _VALUE = {220, 232, 241, 242, 245, 515, 517, 535, 2628, 8114, 8115, 8152, 9420, 9455}
 
 
+def granted_user(url: URL) -> str:
+    """The quoted name of the user that a script of rights is for."""
+    return quote(url.username or "skylift")
+
+
+def login_script(url: URL) -> str:
+    """Begins a script of rights: makes login and user."""
+    user, database = granted_user(url), quote(url.database or "")
+    return f"""-- by an administrator of the server; on Azure SQL the first statement in master, the others in {database}, without use
+create login {user} with password = '<password>';
+use {database};
+create user {user} for login {user};
+"""
+
+
 def literal(text: str) -> str:
     """A text constant, where no parameter can be bound: in DDL, and in arguments of system procedures."""
     return "N'" + text.replace("'", "''") + "'"

@@ -42,7 +42,7 @@ def column_list(columns: Sequence[str]) -> str:
 def column_types(table: Table, genuine: bool = True) -> dict[str, str]:
     """How the columns of a new table are declared. Raises ValueRefused for a type that has no exact counterpart."""
     types = {}
-    for field, declared in zip(table.schema, table.source_types or [""] * len(table.schema), strict=True):
+    for field, declared in table.declared():
         length = (field.metadata or {}).get(MAX_LENGTH)
         kind = column_type(field, int(length) if length else None, field.name in table.key, genuine)
         if kind is None:

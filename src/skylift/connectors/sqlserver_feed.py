@@ -81,7 +81,7 @@ class Feeds:
                     "replicated within that time is copied whole"]
         return []
 
-    def track(self, tables: Sequence[Table]) -> dict[str, Watermark]:
+    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
         with self._source.sessions.connection() as session:
             self._state = state = self._look(session)
         marks = {table.path: self._mark(table, state) for table in tables}
@@ -142,6 +142,12 @@ class Feeds:
                           moving=not source.snapshots)
 
     # -------------------------------------------------------------- positions
+
+    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
+        return                                     # the server forgets by its own retention
+
+    def untrack(self, consumer: str) -> None:
+        return                                     # nothing was installed
 
     def _known(self) -> _State:
         if self._state is None:

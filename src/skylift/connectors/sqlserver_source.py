@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, Changes, Source
+from skylift.connectors import Batches, Source
+from skylift.connectors.fed import FedSource
 from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
-from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, full_name, look, source_name
+from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, full_name, granted_user, login_script, look, source_name
 from skylift.connectors.sqlserver_feed import Feeds
 from skylift.connectors.sqlserver_rows import Checks, key_types, read_rows
 from skylift.connectors.sqlserver_types import (
@@ -33,7 +34,7 @@ from skylift.connectors.sqlserver_types import (
 )
 from skylift.errors import CopyError, SourceFailed, ValueRefused
 from skylift.losses import Losses
-from skylift.model import KeyRange, Table, Watermark
+from skylift.model import KeyRange, Table
 
 SAMPLED_ROWS = 1_000              # of a table are looked at to see whether a column has steps of 100 ns
 COUNTED_ROWS = 5_000_000          # a larger table is cut by the keys of a sample of its pages, not of all its rows
@@ -46,12 +47,8 @@ def open_source(url: URL) -> Source:
 
 
 def grants(url: URL) -> str:
-    user, database = quote(url.username or "skylift"), quote(url.database or "")
-    return f"""-- by an administrator of the server; on Azure SQL the first statement in master, the others in {database}, without use
-create login {user} with password = '<password>';
-use {database};
-create user {user} for login {user};
-grant select to {user};
+    user = granted_user(url)
+    return f"""{login_script(url)}grant select to {user};
 -- exact sizes of tables; without it they are estimated:
 grant view database state to {user};
 -- which rows have changed, where change tracking is on; on each schema that has such tables:
@@ -73,7 +70,9 @@ class Facts:
     refused: str = ""               # why none of its rows can be trusted to arrive
 
 
-class SqlServerSource:
+class SqlServerSource(FedSource):
+    feed: Feeds
+
     def __init__(self, url: URL) -> None:
         self.url = url
         self.name = str(url.database)
@@ -89,7 +88,7 @@ class SqlServerSource:
             self.server: Server = look(session, url)
             self.snapshots = self._allows_snapshots(session)
             session.run(self._isolation())
-        self._feeds = Feeds(self)
+        self.feed = Feeds(self)
 
     def _connect(self) -> Session:
         session = Session(self.url)
@@ -133,7 +132,7 @@ class SqlServerSource:
         return self._tables[path]
 
     def notes(self) -> list[str]:
-        return self._feeds.notes()
+        return self.feed.notes()
 
     def facts(self, table: Table) -> Facts:
         if table.path not in self._facts:
@@ -230,26 +229,6 @@ class SqlServerSource:
                 conditions.append(condition)
                 params += values
         return " and ".join(conditions), params
-
-    # -------------------------------------------------------------- changes
-
-    def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
-        return self._feeds.track(tables)
-
-    def usable(self, table: Table, since: Watermark) -> str:
-        return self._feeds.usable(table, since)
-
-    def changed(self, since: Mapping[str, Watermark]) -> set[str]:
-        return self._feeds.changed(since)
-
-    def changes(self, table: Table, since: Watermark) -> AbstractContextManager[Changes]:
-        return self._feeds.changes(table, since)
-
-    def confirm(self, consumer: str, positions: Mapping[str, int]) -> None:
-        return                                     # the server forgets by its own retention
-
-    def untrack(self, consumer: str) -> None:
-        return                                     # nothing was installed
 
     def close(self) -> None:
         self.sessions.close()

@@ -28,7 +28,17 @@ from skylift.connectors import Batches, CopyPlan, TableState, Target
 from skylift.connectors.ledger import digest_of, mark_of, mark_text
 from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
-from skylift.connectors.sqlserver import DEFAULT_SCHEMA, MAX_NAME_BYTES, ServerError, Session, literal, look, where
+from skylift.connectors.sqlserver import (
+    DEFAULT_SCHEMA,
+    MAX_NAME_BYTES,
+    ServerError,
+    Session,
+    granted_user,
+    literal,
+    login_script,
+    look,
+    where,
+)
 from skylift.connectors.sqlserver_bulk import Loader, fit
 from skylift.connectors.sqlserver_ddl import (
     column_list,
@@ -75,12 +85,8 @@ def open_target(url: URL) -> Target:
 
 
 def grants(url: URL) -> str:
-    user, database = quote(url.username or "skylift"), quote(url.database or "")
-    return f"""-- by an administrator of the server; on Azure SQL the first statement in master, the others in {database}, without use
-create login {user} with password = '<password>';
-use {database};
-create user {user} for login {user};
--- companies become schemas, what they share and the ledger lie in dbo:
+    user = granted_user(url)
+    return f"""{login_script(url)}-- companies become schemas, what they share and the ledger lie in dbo:
 grant create schema to {user};
 """ + "".join(f"grant {grant} to {user};\n" for *_, grant in _RIGHTS)
 

@@ -21,7 +21,7 @@ from skylift.engine.copy import CHUNK_BYTES
 from skylift.engine.hashing import digest_all
 from skylift.engine.preserve import overlap
 from skylift.errors import CopyError
-from skylift.model import ARROW, CopyTask, Digest, KeyRange
+from skylift.model import ARROW, CopyTask, Digest, KeyRange, Table
 
 BUCKETS = 4096
 BUCKETS_READ = 16                 # differing buckets that are looked into
@@ -65,7 +65,7 @@ def _compare(task: CopyTask, state: TableState | None, source: Source, target: T
              workers: int) -> TableDifference:
     table = replace(task.table, format=ARROW)          # two sides are comparable whatever they were copied as
     task = replace(task, table=table)
-    readers = _source_readers(task, source, target)
+    readers = source_readers(source.measure(table), source, target)
     if state is None:
         return TableDifference(task, _total(pool, readers()), None, note="the target holds no finished copy of this table")
     kept = table_of(table.path, state.columns)
@@ -92,10 +92,9 @@ def _preserved(task: CopyTask, source: Callable[[], list[Batches]], target: Targ
     return TableDifference(task, found.source, found.target, found.samples, note=note, covered=not found.missing)
 
 
-def _source_readers(task: CopyTask, source: Source, target: Target) -> Callable[[], list[Batches]]:
-    table = source.measure(task.table)
+def source_readers(table: Table, source: Source, target: Target) -> Callable[[], list[Batches]]:
+    """Makes readers of all rows of a source's table, which has been measured, as the target can hold them."""
     ranges = source.split(table, target.chunk_rows, CHUNK_BYTES)
-
 
     def fitted(keys: KeyRange) -> Batches:
         with closing(source.read(table, keys)) as batches:

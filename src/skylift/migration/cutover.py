@@ -6,23 +6,22 @@ rows are hashed. Where no upgrade has changed the target's rows, they are read b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from skylift.connectors import SWEEP, Batches, Source, TableState, Target, opened
+from skylift.connectors import SWEEP, Source, TableState, Target, opened
 from skylift.engine.columns import schema_change, table_of
-from skylift.engine.copy import CHUNK_BYTES
 from skylift.engine.hashing import digest_all
 from skylift.engine.preserve import overlap
+from skylift.engine.verify import source_readers
 from skylift.errors import CopyError, StateError
 from skylift.losses import Losses
 from skylift.migration.scope import list_tables
 from skylift.migration.service import Service
 from skylift.migration.verification import taking_part
-from skylift.model import ARROW, CopyTask, Digest, KeyRange, Table, TargetName, Watermark
+from skylift.model import ARROW, CopyTask, Digest, Table, TargetName, Watermark
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState
 
@@ -98,7 +97,7 @@ def _same_source(task: CopyTask, state: TableState, source: Source, target: Targ
         return False
     if task.preserve:
         return _covered(table, task, source, target)
-    return sum((digest_all(reader) for reader in _read(table, source, target)), Digest()) == state.digest
+    return sum(map(digest_all, source_readers(table, source, target)()), Digest()) == state.digest
 
 
 def _same_target(task: CopyTask, state: TableState, source: Source, target: Target) -> bool:
@@ -113,18 +112,4 @@ def _same_target(task: CopyTask, state: TableState, source: Source, target: Targ
 
 
 def _covered(table: Table, task: CopyTask, source: Source, target: Target) -> bool:
-    return not overlap(table, _readers(table, source, target), lambda: target.read_parts(task.target, table, 1), 1).missing
-
-
-def _readers(table: Table, source: Source, target: Target) -> Callable[[], list[Batches]]:
-    return lambda: list(_read(table, source, target))
-
-
-def _read(table: Table, source: Source, target: Target) -> Iterator[Batches]:
-    def fitted(keys: KeyRange) -> Batches:
-        with closing(source.read(table, keys)) as batches:
-            for batch in batches:
-                yield target.fit(batch, table)
-
-    for keys in source.split(table, target.chunk_rows, CHUNK_BYTES):
-        yield fitted(keys)
+    return not overlap(table, source_readers(table, source, target), lambda: target.read_parts(task.target, table, 1), 1).missing
