@@ -34,16 +34,6 @@ for progress in results.values():
 """
 
 
-@pytest.fixture
-def source(tmp_path):
-    return SqliteLab(tmp_path)
-
-
-@pytest.fixture
-def target(tmp_path):
-    return DuckDBLab(tmp_path)
-
-
 def child(source, target, copy_id, code=CHILD, **kwargs):
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), source.url, target.url, copy_id], stderr=subprocess.PIPE, text=True, **kwargs

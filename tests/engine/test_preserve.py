@@ -20,16 +20,6 @@ T = {"id": "int", "v": "text"}
 CREATE = 'create table t (id bigint not null, v varchar)'
 
 
-@pytest.fixture
-def source(tmp_path):
-    return SqliteLab(tmp_path)
-
-
-@pytest.fixture
-def target(tmp_path):
-    return DuckDBLab(tmp_path)
-
-
 def tasks_of(reader, full=False):
     return [CopyTask("", t.name, t, TargetName("", t.name), full, preserve=True) for t in reader.tables()]
 

@@ -73,16 +73,6 @@ def migrate(kind, source, target, copy_id):
         reader.close()
 
 
-@pytest.fixture
-def source(tmp_path):
-    return SqliteLab(tmp_path)
-
-
-@pytest.fixture
-def target(tmp_path):
-    return DuckDBLab(tmp_path)
-
-
 @pytest.mark.parametrize("kind", [Feedless, DeletesUnseen])
 def test_inserts_updates_deletes_and_key_changes_arrive_without_a_feed_that_tells_them(kind, source, target):
     source.execute(source.ddl("t", ITEM, KEY), insert("t", simple(0, 3_000)), source.ddl("still", ITEM, KEY), insert("still", simple(0, 5)))
