@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from skylift.cli import app
 from skylift.cli.follow import Pace, Tally
 from skylift.migration import Migration
+from skylift.migration.coordinator import is_coordinated
 from skylift.model import NO_ID, Setup
 from skylift.query import Query
 from skylift.sample import BASE, create_sample
@@ -450,6 +451,10 @@ def test_interrupted_run_exits_with_130_and_goes_on_with_the_next_command(call, 
     if create.returncode == 130:                                # else it was done already
         assert "interrupted" in error
     worker = subprocess.Popen([sys.executable, "-m", "skylift", "coordinate"])
+    store = open_store(load_settings({"home": tmp_path / "home"}).store)
+    while not is_coordinated(store):                            # a signal that comes before Python has started ends it roughly
+        time.sleep(0.05)
+    store.close()
     code, _, _ = call("status", "--watch")
     worker.terminate()
     assert (code, worker.wait(20)) == (0, 0)
