@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from skylift.api.forwarded import Forwarded
 from skylift.api.render import error_body
-from skylift.api.routes import Api
+from skylift.api.routes import ODataService
 from skylift.errors import Transient
 from skylift.migration import Migration
 from skylift.settings import Settings, load_settings
@@ -42,7 +42,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         _begin_log()
         settings = load_settings()
     store = open_store(settings.store, settings.api_work_s)
-    api = Api(Migration(store, settings, actor="api"))
+    api = ODataService(Migration(store, settings, actor="api"))
 
     async def health(request: Request) -> JSONResponse:
         try:

@@ -183,6 +183,26 @@ class Run:
     tables_remaining: int = 0
 
 
+TABLE_ROWS = 100    # what a table costs besides its rows, in rows: the size of a table is known only when its turn comes
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress(Run):
+    """A run and what its tables add up to, in SQL. Not in API v1.0."""
+
+    tables_total: int = 0
+    tables_with_warnings: int = 0
+    records_copied: int = 0
+    total_records: int = 0
+    size_bytes: int = 0
+    work_done: int = 0             # of `work`: a table that has ended counts whole
+
+    @property
+    def work(self) -> int:
+        """Rows and tables, in rows."""
+        return self.total_records + TABLE_ROWS * self.tables_total
+
+
 @dataclass(frozen=True, slots=True)
 class RunTable:
     """One table of one company in one run. API: cloudMigrationStatusDetail."""

@@ -12,6 +12,7 @@ from lxml import etree
 from odata import ODataService
 
 from skylift.api.metadata import metadata_document
+from skylift.api.resources import V1
 from skylift.runs import MigrationState
 from skylift.store.tables import migration
 from tests.api.conftest import Client, fill, number, open_client, served
@@ -101,11 +102,11 @@ def test_python_odata_finds_its_way_by_metadata_alone(unmarked):
 def test_metadata_is_valid_by_the_schemas_of_oasis(npm, version, tmp_path):
     """The edmx and edm schemas that OASIS publishes as npm package odata-csdl, and its own conversion to CSDL JSON."""
     schema = etree.XMLSchema(etree.parse(npm / "node_modules" / "odata-csdl" / "schemas" / "edmx.xsd"))
-    document = etree.fromstring(metadata_document(version))
+    document = etree.fromstring(metadata_document(V1, version))
     assert schema.validate(document), schema.error_log
     etree.SubElement(document[1][0], "{http://docs.oasis-open.org/odata/ns/edm}Propertee")
     assert not schema.validate(document)                  # it does judge
-    (tmp_path / "metadata.xml").write_bytes(metadata_document(version))
+    (tmp_path / "metadata.xml").write_bytes(metadata_document(V1, version))
     run(npm, "npx", "--no-install", "odata-csdl-xml2json", str(tmp_path / "metadata.xml"))
     converted = json.loads((tmp_path / "metadata.json").read_text("utf-8"))
     assert set(converted["Microsoft.NAV"]["NAV"]) >= {"companies", "cloudMigrationStatus", "$Kind"}

@@ -3,7 +3,8 @@ from lxml import etree
 
 from skylift.api.metadata import metadata_document
 from skylift.api.reference import reference
-from skylift.api.resources import SETS
+from skylift.api.resources import V1
+from skylift.api.resources_v2 import V2
 from skylift.migration import Migration
 
 EDM = {"e": "http://docs.oasis-open.org/odata/ns/edm", "x": "http://docs.oasis-open.org/odata/ns/edmx"}
@@ -17,7 +18,7 @@ ACTIONS = {
 
 
 def document(version="1.0"):
-    return etree.fromstring(metadata_document(version))
+    return etree.fromstring(metadata_document(V1, version))
 
 
 def find(tree, path):
@@ -29,7 +30,8 @@ def test_metadata_is_xml_whatever_the_client_accepts(full):
     answer = full.get("$metadata", Accept="application/json")
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("application/xml")
     assert full.get("$metadata?$format=xml").status_code == 200
-    assert answer.content == metadata_document("1.0") and full.get("$metadata?$schemaversion=2.1").content == metadata_document("2.1")
+    assert answer.content == metadata_document(V1, "1.0")
+    assert full.get("$metadata?$schemaversion=2.1").content == metadata_document(V1, "2.1")
 
 
 @pytest.mark.rule("S1")
@@ -155,13 +157,13 @@ def test_capabilities_say_what_may_be_written():
 
 
 def test_every_declared_verb_is_one_of_the_service():
-    verbs = {action.verb for s in SETS for action in s.actions} | {v for s in SETS for v in (s.create, s.change, s.delete) if v}
-    assert len({a.name for s in SETS for a in s.actions}) == 12
+    verbs = {action.verb for s in V1.sets for action in s.actions} | {v for s in V1.sets for v in (s.create, s.change, s.delete) if v}
+    assert len({a.name for s in V1.sets for a in s.actions}) == 12
     assert all(getattr(Migration, verb.__name__, None) is verb for verb in verbs)
 
 
 def test_every_attribute_is_one_of_its_row():
-    for entity_set in SETS:
+    for entity_set in V1.sets:
         assert {p.attribute for p in entity_set.properties} <= set(entity_set.row.__dataclass_fields__), entity_set.name
 
 
@@ -177,5 +179,6 @@ def test_entity_definitions_caption_every_type_and_property(full):
     assert full.error("entityDefinitions('company')/properties/$value")[0] == 400
 
 
-def test_the_reference_page_is_up_to_date(request):
-    assert (request.config.rootpath / "docs" / "reference.md").read_text("utf-8") == reference()
+@pytest.mark.parametrize(("api", "page"), [(V1, "reference.md"), (V2, "reference-v2.md")])
+def test_the_reference_pages_are_up_to_date(request, api, page):
+    assert (request.config.rootpath / "docs" / page).read_text("utf-8") == reference(api)

@@ -10,7 +10,7 @@ import pytest
 
 from skylift.api.errors import ODataError
 from skylift.api.remembered import AGE_S
-from skylift.api.resources import SETS
+from skylift.api.resources import V1
 from skylift.api.routes import serve
 from skylift.api.urls import parse_url
 from skylift.errors import SetupError
@@ -286,7 +286,7 @@ def test_basic_needs_the_name_and_the_key_and_obeys_revocation(client):
 
 def _routes():
     """Every way to write, from the declarations: (method, path with {key}, needs an administrator)."""
-    for entity_set in SETS:
+    for entity_set in V1.sets:
         key = "('{key}')" if entity_set.key.edm == "Edm.String" else "({key})"
         if entity_set.create:
             yield "POST", entity_set.name, entity_set.administrator
@@ -309,7 +309,7 @@ def furnished(tmp_path_factory):
             id="x", created_at=START, modified_at=START, expires_at=START.replace(year=9999), user_id=number(0), created_by=number(0),
             modified_by=number(0)))
     client.http.service.create_setup({"product_id": "Custom"})
-    yield client, {s.name: client.rows(s.name)[0][s.key.name] for s in SETS}
+    yield client, {s.name: client.rows(s.name)[0][s.key.name] for s in V1.sets}
     client.http.service.store.close()
 
 
@@ -329,7 +329,7 @@ def test_what_a_role_may_do_on_every_route(furnished, role):
             return error.status == 403
         return False
 
-    for path in ["", "$metadata", *(s.name for s in SETS), *(f"{s.name}/$count" for s in SETS)]:
+    for path in ["", "$metadata", *(s.name for s in V1.sets), *(f"{s.name}/$count" for s in V1.sets)]:
         for method in ("GET", "HEAD", "OPTIONS"):
             assert refused(method, path) is not reads, (method, path)
     assert refused("POST", "$batch") is not reads            # what its items may do is asked for each of them

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from skylift.api.render import etag, unset
-from skylift.api.resources import DEFINITIONS, SETS
+from skylift.api.resources import DEFINITIONS, V1
 from skylift.sample import create_sample
 from skylift.store.tables import apps
 from tests.api.conftest import START, fill, number, open_client, table_count
@@ -112,7 +112,7 @@ def test_a_patch_needs_a_tag_and_a_current_one(client, source):
 
 
 @pytest.mark.rule("W1")
-@pytest.mark.parametrize("entity_set", [s for s in SETS if s is not DEFINITIONS], ids=lambda s: s.name)
+@pytest.mark.parametrize("entity_set", [s for s in V1.sets if s is not DEFINITIONS], ids=lambda s: s.name)
 def test_the_etag_changes_with_every_value_that_is_shown_and_stored(entity_set):
     values = {"Edm.Guid": number(3), "Edm.Int32": 5, "Edm.Boolean": True, "Edm.Decimal": Decimal("0.5"), "Edm.DateTimeOffset": START}
     row = SimpleNamespace(**{p.attribute: unset(p) for p in entity_set.properties})
@@ -298,7 +298,7 @@ def test_upgrade_completion_and_the_runtime_answer_204_too(tmp_path):
 
 
 @pytest.mark.rule("U6", "M4")
-@pytest.mark.parametrize(("path", "action"), [(s.name, a.name) for s in SETS for a in s.actions])
+@pytest.mark.parametrize(("path", "action"), [(s.name, a.name) for s in V1.sets for a in s.actions])
 def test_every_action_has_its_name_as_method_and_its_path_takes_no_other(client, path, action):
     with client.http.service.store.write() as connection:
         fill(connection)

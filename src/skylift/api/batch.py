@@ -97,6 +97,7 @@ class _Batch:
         self.base = "/".join(url.root.split("/", 3)[:3])
         self.root = url.root.removeprefix(self.base)
         self.on_premises = url.on_premises
+        self.api = url.api
         self.version = url.options.get("$schemaversion")
         self.inherited: dict[str, str] = {name: headers[name] for name in ("data-access-intent", "accept-language") if name in headers}
         self.company = url.others.get("company") or headers.get("company") or headers.get("companyid")
@@ -206,7 +207,7 @@ class _Batch:
         if url is None:                                      # shipped clients write /companies and mean it relative to the root
             url = parse_url(self.base, f"{self.root}/{path}".encode(), query.encode())
         assert url is not None
-        if url.on_premises != self.on_premises:              # Basic authentication is allowed under one kind of root only (N2)
+        if url.api is not self.api or url.on_premises != self.on_premises:      # Basic authentication: under one kind of root only (N2)
             raise bad_request(f"The URL leads to another service, '{url.root}'.", "BadRequest_InvalidRequestUrl")
         if self.version is not None and "$schemaversion" not in url.options:
             return replace(url, options={**url.options, "$schemaversion": self.version})

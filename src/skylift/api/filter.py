@@ -14,9 +14,9 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from skylift.api.declare import EntitySet, Property
 from skylift.api.errors import ODataError, bad_request, not_implemented, unknown_property
 from skylift.api.render import NO_ID, UNSET_TIME, read_option, spell
-from skylift.api.resources import BY_NAME, EntitySet, Property
 from skylift.query import Attribute, Call, Expression, Literal, Order
 
 MAX_DEPTH = 100
@@ -40,6 +40,7 @@ _BARE_FIRST = re.compile(_BARE.pattern + r"\s+(?:eq|ne|gt|ge|lt|le)\s+(\w+)(?![\
 _LEVEL = {"or": 1, "and": 2, "eq": 3, "ne": 3, "gt": 4, "ge": 4, "lt": 4, "le": 4, "in": 4}
 _FLIPPED = {"eq": "eq", "ne": "ne", "gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}
 _TEXT, _NUMBER, _TIME, _FLAG, _GUID = "Edm.String", "number", "Edm.DateTimeOffset", "Edm.Boolean", "Edm.Guid"
+_NUMBERS = ("Edm.Int32", "Edm.Int64", "Edm.Decimal")
 _EXACT = {                                             # types whose literals stand without quotes: token, how they are called
     _GUID: ("guid", "a GUID; write it as 01234567-89ab-cdef-0123-456789abcdef, without quotes"),
     _TIME: ("time", "a date-time; write it as 2026-01-31T12:00:00Z, without quotes"),
@@ -207,13 +208,15 @@ class _Parser:
             if kind != "name":
                 raise self._syntax(position)
             self.next += 1
-            return self._property(token, BY_NAME[navigation.target], (*path, navigation.path))
+            return self._property(token, navigation.target, (*path, navigation.path))
         prop = entity_set.find_property(name) or next((p for p in entity_set.filterable if p.name == name), None)
         if prop is None:
             raise unknown_property(name, entity_set.entity)
         if prop.is_collection:
             raise not_implemented(f"Filtering by the collection '{name}' is not supported.")
-        kind = _NUMBER if prop.edm in ("Edm.Int32", "Edm.Decimal") else prop.edm if "." in prop.edm else f"Microsoft.NAV.{prop.edm}"
+        if not prop.is_stored:
+            raise not_implemented(f"'{name}' is computed or may be unknown: no filter and no order goes by it.")
+        kind = _NUMBER if prop.edm in _NUMBERS else prop.edm if "." in prop.edm else f"Microsoft.NAV.{prop.edm}"
         return Term(Attribute(prop.attribute, path), kind, prop)
 
     def _call(self, name: str) -> Term:

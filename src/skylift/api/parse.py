@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from skylift.api.declare import EntitySet, Navigation
 from skylift.api.errors import ODataError, bad_request, not_implemented, unknown_property
 from skylift.api.filter import parse_filter, parse_order
-from skylift.api.resources import BY_NAME, EntitySet, Navigation
 from skylift.query import Expression, Order
 
 MAX_EXPAND_DEPTH = 8
@@ -98,7 +98,7 @@ def _expand(text: str, entity_set: EntitySet, schema_version: str, depth: int) -
             if navigation.name in known or given.get("$levels") == "0":
                 continue
             known.add(navigation.name)
-            yield Expand(navigation, parse_options(given, BY_NAME[navigation.target], schema_version, single=not navigation.many,
+            yield Expand(navigation, parse_options(given, navigation.target, schema_version, single=not navigation.many,
                                                    depth=depth + 1))
 
 

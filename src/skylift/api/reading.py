@@ -12,17 +12,18 @@ from uuid import UUID
 
 import msgspec
 
+from skylift.api.declare import EntitySet
 from skylift.api.errors import bad_request
 from skylift.api.parse import Expand, Options
 from skylift.api.render import Shape, key_text, render_entity, to_wire, value_of
 from skylift.api.resolve import Resource, both, count_rows, read_rows, related
-from skylift.api.resources import BY_NAME, EntitySet
 from skylift.api.urls import with_options
 from skylift.errors import SetupError
 from skylift.migration import Migration
 from skylift.query import Attribute, Call, Expression, Literal, Order, Query
 
-_PYTHON: dict[str, type] = {"Edm.Guid": UUID, "Edm.DateTimeOffset": datetime, "Edm.Int32": int, "Edm.Boolean": bool, "Edm.Decimal": Decimal}
+_PYTHON: dict[str, type] = {"Edm.Guid": UUID, "Edm.DateTimeOffset": datetime, "Edm.Int32": int, "Edm.Int64": int,
+                            "Edm.Boolean": bool, "Edm.Decimal": Decimal}
 
 
 class PageToken(msgspec.Struct, array_like=True):
@@ -83,7 +84,7 @@ class Reader:
 
     def _expand(self, entity: dict[str, Any], expand: Expand, row: Any, path: str) -> None:
         navigation, options = expand.navigation, expand.options
-        target = BY_NAME[navigation.target]
+        target = navigation.target
         where = related(navigation, row)
         if not navigation.many:
             assert navigation.on is not None

@@ -1,16 +1,21 @@
-"""docs/reference.md, made from the resource declarations: python -m skylift.api.reference > docs/reference.md"""
+"""The reference pages, made from the resource declarations: python -m skylift.api.reference v1.0 > docs/reference.md
+
+And python -m skylift.api.reference v2.0 > docs/reference-v2.md
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from skylift.api.apis import APIS
 from skylift.api.batch import ROLLED_BACK
 from skylift.api.batch_formats import MOST_ITEMS
+from skylift.api.declare import Action, Api, EntitySet, Property
 from skylift.api.filter import FUNCTIONS
 from skylift.api.render import caption, encoded
-from skylift.api.resources import SETS, EntitySet, Property
 from skylift.settings import Settings
 
 _DEFAULT: dict[str, Any] = {f.name: f.default for f in fields(Settings)}
@@ -74,11 +79,31 @@ waiting (`api_queue`) for up to {_DEFAULT["api_wait_s"] / 60:.0f} minutes (`api_
 (`api_connections`). What is over a limit is answered with 429, what has waited too long with 503, both with `Retry-After`.
 Browsers may call from the origins in `cors_origins`, by default from none.
 """
+_HEAD_V2 = """# API v2.0: what v1.0 leaves out
+
+Made from `src/skylift/api/resources_v2.py` by `python -m skylift.api.reference v2.0 > docs/reference-v2.md`; do not edit by hand.
+
+The Cloud Migration API v1.0 is served as it is in Business Central; what skylift can do besides is in an API of its own, under
+
+- `/v2.0/{tenant}/{environment}/api/skylift/cloudMigration/v2.0`
+- `/v2.0/{environment}/api/skylift/cloudMigration/v2.0`
+- `/{instance}/api/skylift/cloudMigration/v2.0`, also without an instance
+
+Sign-in, companies, reading, writing, batches, options, errors, webhooks and limits are those of [v1.0](reference.md), but:
+
+- Row counts and bytes are `Int64`.
+- What is not known may be `null`, where the table says so. No filter and no order goes by such a property, nor by one that is computed.
+- Actions may have parameters: members of a JSON object in the body. One that is unknown, of another type, or required and missing is
+  refused with 400.
+- `POST` answers 201 with the new entity.
+"""
 
 
-def reference() -> str:
-    """The page as Markdown."""
-    return _HEAD + "".join("\n" + "\n".join(section) + "\n" for section in (*map(_section, SETS), _settings()))
+def reference(api: Api) -> str:
+    """The page as Markdown. What all APIs have in common, and the settings, stand on that of the first one."""
+    first = api is APIS[0]
+    sections = (*map(_section, api.sets), *([_settings()] if first else []))
+    return (_HEAD if first else _HEAD_V2) + "".join("\n" + "\n".join(section) + "\n" for section in sections)
 
 
 def _settings() -> Iterator[str]:
@@ -106,7 +131,13 @@ def _section(entity_set: EntitySet) -> Iterator[str]:
     if entity_set.actions:
         yield "\n| action | |\n|---|---|"
         for action in entity_set.actions:
-            yield f"| `{action.name}` | {action.about} |"
+            yield f"| `{action.name}` | {action.about}{_parameters(action)} |"
+
+
+def _parameters(action: Action) -> str:
+    """What it takes, as the end of a sentence about it."""
+    told = [f"`{p.name}` ({_type(p)}{', required' if p.required else ''}){f': {p.about}' if p.about else ''}" for p in action.parameters]
+    return (" Parameters: " + "; ".join(told) + "." if told else "") + (" Needs an administrator." if action.administrator else "")
 
 
 def _verbs(entity_set: EntitySet) -> str:
@@ -116,7 +147,7 @@ def _verbs(entity_set: EntitySet) -> str:
 
 
 def _type(prop: Property) -> str:
-    kind = "String" if prop.values else prop.edm.removeprefix("Edm.").replace("Microsoft.NAV.", "")
+    kind = "String" if prop.values else prop.edm.replace("Edm.", "").replace("Microsoft.NAV.", "")
     return kind + (f"({prop.max_length})" if prop.max_length else "")
 
 
@@ -127,10 +158,14 @@ def _remark(prop: Property) -> str:
                  for v in prop.values]
         kind = f"enum `{prop.edm}`: " if "." not in prop.edm else ""
         remarks.append(kind + ", ".join(spelt))
+    if prop.about:
+        remarks.append(prop.about)
+    if prop.nullable:
+        remarks.append("null where it is not known")
     if prop.secret:
         remarks.append("answered to the call that sets it, then empty")
     return "; ".join(remarks)
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(reference(next(api for api in APIS if api.version == sys.argv[1])), end="")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,8 +19,8 @@ from uuid import UUID
 
 import msgspec
 
+from skylift.api.declare import EntitySet, Property
 from skylift.api.errors import ODataError
-from skylift.api.resources import SETS, EntitySet, Property
 from skylift.model import NO_ID, time_text
 from skylift.runs import CompanyInit, CompanySetupStatus, ReplicationType, RunStatus, TableMappingType, TableStatus
 
@@ -95,14 +95,14 @@ def wire_type(prop: Property, schema_version: str) -> str:
 
 
 def value_of(prop: Property, row: Any) -> Any:
-    """The Python value behind a property: never None (H4)."""
-    value = getattr(row, prop.attribute)
-    return unset(prop) if value is None else value
+    """The Python value behind a property: None only of one that is nullable (H4)."""
+    value = prop.read(row) if prop.read else getattr(row, prop.attribute)
+    return unset(prop) if value is None and not prop.nullable else value
 
 
 def unset(prop: Property) -> Any:
-    return {"Edm.Guid": NO_ID, "Edm.DateTimeOffset": UNSET_TIME, "Edm.Int32": 0, "Edm.Boolean": False, "Edm.Decimal": Decimal(0),
-            }.get(prop.edm, "") if prop.values is None else next(iter(prop.values))
+    return {"Edm.Guid": NO_ID, "Edm.DateTimeOffset": UNSET_TIME, "Edm.Int32": 0, "Edm.Int64": 0, "Edm.Boolean": False,
+            "Edm.Decimal": Decimal(0)}.get(prop.edm, "") if prop.values is None else next(iter(prop.values))
 
 
 def to_wire(prop: Property, value: Any, shape: Shape) -> Any:
@@ -111,6 +111,8 @@ def to_wire(prop: Property, value: Any, shape: Shape) -> Any:
         return spell(value, shape.schema_version)
     if isinstance(value, str):
         return value
+    if prop.edm == "Edm.Int64" and value is not None:
+        return str(value) if shape.ieee754 else value
     match value:
         case UUID():
             return str(value)
@@ -119,7 +121,7 @@ def to_wire(prop: Property, value: Any, shape: Shape) -> Any:
         case bool():
             return value
         case int():
-            return min(value, MOST_INT32)      # the API counts in Int32; a table may have more rows
+            return min(value, MOST_INT32)      # v1.0 counts in Int32; a table may have more rows
         case Decimal():
             return f"{value:f}" if shape.ieee754 else value
     return value
@@ -134,7 +136,7 @@ def plain_text(prop: Property, value: Any, shape: Shape) -> str:
 def key_text(entity_set: EntitySet, row: Any) -> str:
     """The key as it stands in a URL, between the parentheses."""
     key = getattr(row, entity_set.key.attribute)
-    return str(key) if isinstance(key, UUID) else quote("'" + key.replace("'", "''") + "'", safe="'")
+    return str(key) if isinstance(key, UUID | int) else quote("'" + key.replace("'", "''") + "'", safe="'")
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
@@ -148,8 +150,8 @@ def to_json(document: Any) -> bytes:
 
 
 def etag(entity_set: EntitySet, row: Any) -> str:
-    """Weak tag over every value that a GET shows, however it is spelt (W1)."""
-    values = [value_of(p, row) for p in entity_set.properties if not p.secret and not p.is_collection]
+    """Weak tag over every stored value that a GET shows, however it is spelt (W1)."""
+    values = [value_of(p, row) for p in entity_set.properties if not (p.secret or p.computed or p.read or p.is_collection)]
     digest = hashlib.blake2b(msgspec.json.encode([entity_set.name, values]), digest_size=15).digest()
     return f'W/"{base64.b64encode(digest).decode()}"'
 
@@ -168,7 +170,7 @@ def render_entity(entity_set: EntitySet, row: Any, shape: Shape, url: str, selec
         if shape.metadata == "full" and prop.edm not in ("Edm.String", "Edm.Boolean"):
             kind = wire_type(prop, shape.schema_version)
             if kind != "Edm.String":
-                entity[f"{prop.name}@odata.type"] = "#" + kind.removeprefix("Edm.")
+                entity[f"{prop.name}@odata.type"] = "#" + kind.replace("Edm.", "")
         entity[prop.name] = to_wire(prop, value_of(prop, row), shape)
     if shape.metadata == "full":
         entity |= {f"{n.name}@odata.navigationLink": f"{url}/{n.name}" for n in entity_set.navigations}
@@ -186,8 +188,3 @@ def words(name: str) -> str:
     """cloudMigrationStatus -> Cloud Migration Status."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return text[:1].upper() + text[1:]
-
-
-def enums() -> Iterable[tuple[str, type[StrEnum]]]:
-    """The enum types that $metadata has from schema version 2.0 on."""
-    return [(p.edm, p.values) for s in SETS for p in s.properties if p.values and "." not in p.edm]

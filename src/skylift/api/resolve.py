@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from skylift.api.declare import Action, Api, EntitySet, Navigation, Property
 from skylift.api.errors import no_company, unknown_key, unknown_segment
-from skylift.api.metadata import entity_definitions
 from skylift.api.render import key_text
-from skylift.api.resources import BY_ALIAS, BY_NAME, COMPANIES, Action, EntityDefinition, EntitySet, Navigation, Property
 from skylift.api.urls import Segment, Url, is_guid, parse_key
 from skylift.migration import Migration
 from skylift.model import Company
@@ -56,17 +55,17 @@ class Resource:
 
 
 def read_rows(service: Migration, entity_set: EntitySet, query: Query) -> list[Any]:
-    if entity_set.row is not EntityDefinition:
+    if entity_set.rows is None:
         return service.select(entity_set.row, query)
     with service.store.read() as connection:
-        return select.select(connection, EntityDefinition, query, entity_definitions())
+        return select.select(connection, entity_set.row, query, entity_set.rows())
 
 
 def count_rows(service: Migration, entity_set: EntitySet, where: Expression | None) -> int:
-    if entity_set.row is not EntityDefinition:
+    if entity_set.rows is None:
         return service.count(entity_set.row, where)
     with service.store.read() as connection:
-        return select.count(connection, EntityDefinition, where, entity_definitions())
+        return select.count(connection, entity_set.row, where, entity_set.rows())
 
 
 def both(a: Expression | None, b: Expression | None) -> Expression | None:
@@ -91,7 +90,7 @@ def resolve(service: Migration, url: Url, headers: Mapping[str, str]) -> Resourc
         if rest:
             raise unknown_segment(rest[0].name)
         return Resource(first.name[1:])
-    entity_set = BY_ALIAS.get(first.name)
+    entity_set = url.api.by_alias.get(first.name)
     if entity_set is None:
         raise unknown_segment(first.name)
     company = ""
@@ -100,11 +99,11 @@ def resolve(service: Migration, url: Url, headers: Mapping[str, str]) -> Resourc
     at = Resource("collection", company + entity_set.name, entity_set, company=company)
     at = _with_key(service, at, first)
     for segment in rest:
-        at = _step(service, at, segment)
+        at = _step(service, url.api, at, segment)
     return at
 
 
-def _step(service: Migration, at: Resource, segment: Segment) -> Resource:
+def _step(service: Migration, api: Api, at: Resource, segment: Segment) -> Resource:
     name = segment.name
     if at.kind == "collection" and name == "$count" and segment.key is None:
         return replace(at, kind="count", path=f"{at.path}/$count")
@@ -112,7 +111,7 @@ def _step(service: Migration, at: Resource, segment: Segment) -> Resource:
         return replace(at, kind="value", path=f"{at.path}/$value")
     if at.kind != "entity":
         raise unknown_segment(name)
-    alias = BY_ALIAS.get(name)
+    alias = api.by_alias.get(name)
     navigation = at.set.find_navigation(alias.name if alias else name)
     if navigation is not None:
         return _navigate(service, at, navigation, segment)
@@ -127,8 +126,8 @@ def _step(service: Migration, at: Resource, segment: Segment) -> Resource:
 
 
 def _navigate(service: Migration, at: Resource, navigation: Navigation, segment: Segment) -> Resource:
-    target = BY_NAME[navigation.target]
-    company = f"{at.path}/" if at.set is COMPANIES else at.company
+    target = navigation.target
+    company = f"{at.path}/" if at.set.row is Company else at.company
     if navigation.many:
         there = Resource("collection", f"{at.path}/{navigation.name}", target, related(navigation, at.row), company=company)
         return _with_key(service, there, segment)
@@ -146,7 +145,7 @@ def _with_key(service: Migration, at: Resource, segment: Segment) -> Resource:
     prop, key = parse_key(at.set, segment.key)
     rows = read_rows(service, at.set, Query(where=both(at.where, equals(prop.attribute, key)), top=1))
     if not rows:
-        raise no_company(str(key)) if at.set is COMPANIES else unknown_key(at.set.entity, str(key))
+        raise no_company(str(key)) if at.set.row is Company else unknown_key(at.set.entity, str(key))
     return replace(at, kind="entity", path=f"{at.path}({key_text(at.set, rows[0])})", where=None, row=rows[0])
 
 

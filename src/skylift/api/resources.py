@@ -1,16 +1,25 @@
 """Every entity set, property, navigation and bound action of the Cloud Migration API v1.0, declared once.
 
-Routes, JSON, $metadata, filters, 405s and docs/reference.md follow from these tables. Source: odata.md §2 (M2-M4),
-behaviour.md §2 and §3.
+Source: odata.md §2 (M2-M4), behaviour.md §2 and §3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
-
+from skylift.api.declare import (
+    DECIMAL,
+    FLAG,
+    GUID,
+    INT,
+    STRING,
+    TIME,
+    Action,
+    Api,
+    EntityDefinition,
+    EntitySet,
+    Navigation,
+    Property,
+)
+from skylift.api.metadata import entity_definitions
 from skylift.migration import Migration
 from skylift.model import Company, ProductType, Run, RunTable, Setup, SourceCompany, Subscription, TableMapping
 from skylift.runs import (
@@ -22,96 +31,6 @@ from skylift.runs import (
     TableMappingType,
     TableStatus,
 )
-
-Verb = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Property:
-    """One property; `values` are those of an option (Edm.String) or of an enum (any other type without a dot)."""
-
-    name: str
-    edm: str
-    attribute: str
-    max_length: int | None = None
-    values: type[StrEnum] | None = None
-    writable: bool = False
-    secret: bool = False             # answered to the write that sets it, empty afterwards (W8)
-    ignored: bool = False            # what a client sends of it is ignored (K2)
-
-    @property
-    def is_collection(self) -> bool:
-        return self.edm.startswith("Collection(")
-
-
-@dataclass(frozen=True, slots=True)
-class Navigation:
-    name: str
-    target: str                      # entity set
-    many: bool = True
-    on: tuple[str, str] | None = None    # attribute here = attribute there; None = all rows (C3)
-    path: str = ""                   # name of a single-valued way in a Query (store/select.py)
-    partner: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    name: str
-    verb: Verb                       # of Migration, called with the bound row's id
-    about: str
-
-
-@dataclass(frozen=True, slots=True)
-class EntitySet:
-    """An entity set and its type. `create`, `change` and `delete` are methods of Migration; None = not allowed (405)."""
-
-    name: str
-    entity: str
-    row: type
-    about: str
-    properties: tuple[Property, ...]     # the key first
-    order: tuple[str, ...] = ()          # attributes, '-' before one for descending; the key breaks ties (Q2)
-    navigations: tuple[Navigation, ...] = ()
-    actions: tuple[Action, ...] = ()
-    create: Verb | None = None
-    change: Verb | None = None
-    delete: Verb | None = None
-    in_company: bool = True
-    administrator: bool = False          # writes and actions are set-up (N4)
-    filterable: tuple[Property, ...] = ()    # known in $filter only: what the links of webhooks compare (K4)
-    aliases: tuple[str, ...] = ()        # the generated documentation's misspelling (U5)
-
-    @property
-    def key(self) -> Property:
-        return self.properties[0]
-
-    def find_property(self, name: str) -> Property | None:
-        return next((p for p in self.properties if p.name == name), None)
-
-    def find_navigation(self, name: str) -> Navigation | None:
-        return next((n for n in self.navigations if n.name == name), None)
-
-    def methods(self, single: bool) -> tuple[str, ...]:
-        """HTTP methods of one entity (`single`) or of the set."""
-        writes = (("PATCH", self.change), ("DELETE", self.delete)) if single else (("POST", self.create),)
-        return ("GET", "HEAD", "OPTIONS", *(method for method, verb in writes if verb))
-
-
-@dataclass(frozen=True, slots=True)
-class EntityDefinition:
-    """What entityDefinitions says of one type: names and English captions."""
-
-    name: str
-    set_name: str
-    captions: tuple[dict[str, Any], ...]
-    set_captions: tuple[dict[str, Any], ...]
-    properties: tuple[dict[str, Any], ...]
-    actions: tuple[dict[str, Any], ...]
-    enum_members: tuple[dict[str, Any], ...]
-
-
-GUID, STRING, TIME, INT, FLAG, DECIMAL = (
-    "Edm.Guid", "Edm.String", "Edm.DateTimeOffset", "Edm.Int32", "Edm.Boolean", "Edm.Decimal")
 
 _AUDIT = (
     Property("systemCreatedAt",  TIME, "created_at"),
@@ -164,7 +83,7 @@ RUNS = EntitySet(
         Property("tablesRemaining",  INT,    "tables_remaining"),
     ),
     order=("-started_at",),
-    navigations=(Navigation("cloudMigrationStatusDetails", "cloudMigrationStatusDetails", on=("run_id", "run_id"),
+    navigations=(Navigation("cloudMigrationStatusDetails", lambda: RUN_TABLES, on=("run_id", "run_id"),
                             partner="cloudMigrationStatus"),),
     actions=(
         Action("runReplication", Migration.run_replication, "Start a run: what changed since the last one, or all where there is none."),
@@ -178,7 +97,7 @@ RUNS = EntitySet(
     aliases=("cloudMigrationStatuss",),
 )
 
-RUN_TABLES = EntitySet(
+RUN_TABLES: EntitySet = EntitySet(
     "cloudMigrationStatusDetails", "cloudMigrationStatusDetail", RunTable,
     "One row per run, table and company. `companyName` is empty for tables that belong to no company.",
     properties=(
@@ -192,7 +111,7 @@ RUN_TABLES = EntitySet(
         Property("errors",        STRING, "errors",        2048),
     ),
     order=("run_id", "table_name", "company_name"),
-    navigations=(Navigation("cloudMigrationStatus", "cloudMigrationStatus", many=False, on=("run_id", "run_id"), path="run",
+    navigations=(Navigation("cloudMigrationStatus", lambda: RUNS, many=False, on=("run_id", "run_id"), path="run",
                             partner="cloudMigrationStatusDetails"),),
     filterable=_MODIFIED,
 )
@@ -284,7 +203,7 @@ COMPANIES = EntitySet(
         *_AUDIT,
     ),
     order=("name",),
-    navigations=tuple(Navigation(s.name, s.name) for s in IN_COMPANY),
+    navigations=tuple(Navigation(s.name, s) for s in IN_COMPANY),
     in_company=False,
 )
 
@@ -301,8 +220,7 @@ DEFINITIONS = EntitySet(
         Property("enumMembers",       "Collection(Microsoft.NAV.entityMetadataEnumMember)", "enum_members"),
     ),
     in_company=False,
+    rows=lambda: entity_definitions(V1),
 )
 
-SETS = (COMPANIES, *IN_COMPANY, SUBSCRIPTIONS, DEFINITIONS)
-BY_NAME = {s.name: s for s in SETS}
-BY_ALIAS = BY_NAME | {alias: s for s in SETS for alias in s.aliases}
+V1: Api = Api("microsoft", "cloudMigration", "v1.0", (COMPANIES, *IN_COMPANY, SUBSCRIPTIONS, DEFINITIONS), short=True)

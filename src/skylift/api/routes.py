@@ -26,12 +26,11 @@ from skylift.api.reading import Reader
 from skylift.api.remembered import Remembered
 from skylift.api.render import Shape, etag, key_text, plain_text, to_json, value_of
 from skylift.api.resolve import Resource, both, count_rows, resolve
-from skylift.api.resources import SUBSCRIPTIONS
 from skylift.api.subscriptions import read_subscription
 from skylift.api.urls import Url, parse_url
 from skylift.migration import Migration
 from skylift.migration.signin import SignIn
-from skylift.model import Caller, Run
+from skylift.model import Caller, Run, Subscription
 from skylift.store.deadline import within
 
 READER, OPERATOR, ADMINISTRATOR = "reader", "operator", "administrator"
@@ -60,7 +59,9 @@ class Call:
         return parse_options(given, self.resource.set, self.shape.schema_version, single=single)
 
 
-class Api:
+class ODataService:
+    """All of APIS as one ASGI application."""
+
     def __init__(self, service: Migration) -> None:
         self.service = service
         self.sign_in = SignIn(service)
@@ -179,7 +180,7 @@ def _permit(caller: Caller, method: str, resource: Resource) -> None:
     """Readers read; what sets the migration up is for administrators (N4). A batch is judged item by item (B5)."""
     if method in _READS or resource.kind == "batch":
         needed: tuple[str, ...] = (READER, OPERATOR, ADMINISTRATOR)
-    elif resource.entity_set and resource.set.administrator:
+    elif resource.entity_set and (resource.set.administrator or (resource.action and resource.action.administrator)):
         needed = (ADMINISTRATOR,)
     else:
         needed = (OPERATOR, ADMINISTRATOR)
@@ -196,11 +197,11 @@ def _json(call: Call, document: Any, headers: dict[str, str] | None = None, stat
 
 
 def _read_service(call: Call) -> Answer:
-    return _json(call, service_document(call.url.root, call.shape.metadata != "none"))
+    return _json(call, service_document(call.url.api, call.url.root, call.shape.metadata != "none"))
 
 
 def _read_metadata(call: Call) -> Answer:
-    return Answer(200, metadata_document(call.shape.schema_version), {"Content-Type": "application/xml; charset=utf-8"})
+    return Answer(200, metadata_document(call.url.api, call.shape.schema_version), {"Content-Type": "application/xml; charset=utf-8"})
 
 
 def _read_collection(call: Call) -> Answer:
@@ -226,6 +227,10 @@ def _read_entity(call: Call) -> Answer:
 
 
 def _read_property(call: Call) -> Answer:
+    prop = call.resource.prop
+    assert prop is not None
+    if value_of(prop, call.resource.row) is None:
+        return Answer(204)                              # OData Protocol 4.0 §11.2.3
     return _json(call, call.reader.property(call.resource))
 
 
@@ -234,7 +239,10 @@ def _read_value(call: Call) -> Answer:
     assert prop is not None
     if prop.is_collection:
         raise bad_request(f"'{prop.name}' is a collection and has no raw value.")
-    text = plain_text(prop, value_of(prop, call.resource.row), call.shape)
+    value = value_of(prop, call.resource.row)
+    if value is None:
+        return Answer(204)
+    text = plain_text(prop, value, call.shape)
     return Answer(200, text.encode(), {"Content-Type": "text/plain; charset=utf-8"})
 
 
@@ -252,10 +260,11 @@ def _act(call: Call) -> Answer:
     assert action is not None
     writing.check_content_type(call.headers.get("content-type", ""), call.body, action=True)
     writing.if_match(entity_set, call.headers.get("if-match"), required=False)(call.resource.row)
-    writing.check_action_body(call.body)
-    done = action.verb(call.service, getattr(call.resource.row, entity_set.key.attribute))
+    parameters = writing.read_parameters(action, call.body)
+    bound = (getattr(call.resource.row, entity_set.key.attribute),) if action.of_row else ()
+    done = action.verb(call.service, *bound, **parameters)
     if isinstance(done, Run):
-        return Answer(204, headers={"Location": f"{call.url.root}/{call.resource.company}cloudMigrationStatus({done.id})"})
+        return Answer(204, headers={"Location": f"{call.url.root}/{call.resource.company}{call.url.api.set_of(Run).name}({done.id})"})
     return Answer(204)
 
 
@@ -265,6 +274,8 @@ def _create(call: Call) -> Answer:
     writing.check_content_type(call.headers.get("content-type", ""), call.body, action=False)
     options = call.options(single=True)
     row = entity_set.create(call.service, _values(call, None))
+    if not isinstance(row, entity_set.row):
+        row = call.service.get(entity_set.row, row.id)
     path = f"{call.resource.path}({key_text(entity_set, row)})"
     return _written(call, replace(call.resource, kind="entity", path=path, row=row), options, 201, Location=f"{call.url.root}/{path}")
 
@@ -282,7 +293,7 @@ def _change(call: Call) -> Answer:
 
 def _values(call: Call, row: Any) -> dict[str, Any]:
     values = writing.read_values(call.resource.set, call.body, row)
-    if call.resource.set is SUBSCRIPTIONS:
+    if call.resource.set.row is Subscription:
         return read_subscription(call.service, call.url, call.headers, values, new=row is None)
     return values
 

@@ -40,6 +40,8 @@ def _subject(service: Migration, url: Url, headers: Mapping[str, str], text: str
     try:
         named = parse_url("", path.encode(), b"") or parse_url("", f"{root}{path}".encode(), b"")
         assert named is not None                         # the root of this very call is one
+        if named.api is not url.api:
+            raise bad_request(f"it belongs to {named.api.route}; subscribe to it there.")
         resource = resolve(service, replace(named, others=url.others), headers)
     except ODataError as error:
         raise bad_request(f"The resource '{text}' cannot be subscribed to: {error.message}", error.code) from None

@@ -8,15 +8,16 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 from uuid import UUID
 
+from skylift.api.apis import APIS
+from skylift.api.declare import Api, EntitySet, Property
 from skylift.api.errors import ODataError, bad_request
-from skylift.api.resources import EntitySet, Property
 
 MAX_QUERY = 8099
 OPTIONS = frozenset(("$filter", "$select", "$expand", "$orderby", "$top", "$skip", "$count", "$skiptoken", "$search", "$apply", "$compute",
                      "$format", "$schemaversion"))
 
-_API = (["microsoft", "cloudmigration", "v1.0"], ["v1.0"])
 _SEGMENT = re.compile(r"([^()]+)(?:\((.*)\))?", re.DOTALL)
+_KEYS = {"Edm.Guid": "a GUID, without quotes.", "Edm.Int64": "a number.", "Edm.String": "text in single quotes."}
 _GUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
@@ -33,6 +34,7 @@ class Segment:
 class Url:
     """`root` is the service root as the client wrote it, without a trailing slash."""
 
+    api: Api
     root: str
     segments: tuple[Segment, ...]
     options: dict[str, str]      # $-options
@@ -48,9 +50,10 @@ def parse_url(base: str, path: bytes, query: bytes) -> Url | None:
     if len(query) > MAX_QUERY:
         raise ODataError(414, "BadRequest", f"The query is longer than {MAX_QUERY} characters.")
     raw = [part for part in path.decode("latin-1").split("/") if part]
-    length = _root_length([part.lower() for part in raw])
-    if length is None:
+    found = _root([part.lower() for part in raw])
+    if found is None:
         return None
+    api, length = found
     root = "/".join((base, *(quote(_decode(part), safe="-._~!$&'()*+,;=:@") for part in raw[:length])))
     options: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -64,15 +67,17 @@ def parse_url(base: str, path: bytes, query: bytes) -> Url | None:
             raise bad_request(f"The query option '{name}' is given twice.")
         else:
             options[name] = value
-    return Url(root, tuple(_segment(_decode(part)) for part in raw[length:]), options, others, raw[0].lower() != "v2.0")
+    return Url(api, root, tuple(_segment(_decode(part)) for part in raw[length:]), options, others, raw[0].lower() != "v2.0")
 
 
-def _root_length(parts: list[str]) -> int | None:
+def _root(parts: list[str]) -> tuple[Api, int] | None:
+    """The API whose root the path begins with, and how long that is."""
     for before in range(min(len(parts), 4)):        # nothing, {instance}, v2.0/{environment} or v2.0/{tenant}/{environment}
         if parts[before] == "api" and (before < 2 or parts[0] == "v2.0"):
-            for api in _API:
-                if parts[before + 1:before + 1 + len(api)] == api:
-                    return before + 1 + len(api)
+            for api in APIS:
+                for route in api.routes:
+                    if parts[before + 1:before + 1 + len(route)] == route:
+                        return api, before + 1 + len(route)
     return None
 
 
@@ -101,10 +106,12 @@ def parse_key(entity_set: EntitySet, text: str) -> tuple[Property, Any]:
     if prop is not None and (prop == entity_set.key or (entity_set.name, prop.name) == ("companies", "name")):
         if prop.edm == "Edm.Guid" and _GUID.fullmatch(value):
             return prop, UUID(value)
+        if prop.edm == "Edm.Int64" and re.fullmatch(r"[0-9]{1,18}", value):
+            return prop, int(value)
         if prop.edm == "Edm.String" and re.fullmatch(r"'(?:[^']|'')*'", value):
             return prop, value[1:-1].replace("''", "'")
     raise bad_request(f"'{text}' is not a key of {entity_set.name}: write "
-                      + ("a GUID, without quotes." if entity_set.key.edm == "Edm.Guid" else "text in single quotes."),
+                      + _KEYS[entity_set.key.edm],
                       "BadRequest_InvalidRequestUrl")
 
 

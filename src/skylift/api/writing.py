@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from skylift.api.declare import STRINGS, Action, EntitySet, Property
 from skylift.api.errors import ODataError, bad_request
 from skylift.api.render import MOST_INT32, etag, read_option, unset, value_of
-from skylift.api.resources import EntitySet, Property
 from skylift.api.urls import is_guid
 from skylift.errors import Conflict
 
@@ -38,9 +39,18 @@ def check_content_type(content_type: str, body: bytes, *, action: bool) -> None:
         raise ODataError(415, "BadRequest", f"The content type '{media_type(content_type)}' is not supported; send application/json.")
 
 
-def check_action_body(body: bytes) -> None:
-    if body.strip() and _object(body):
+def read_parameters(action: Action, body: bytes) -> dict[str, Any]:
+    """What the body of a call names, by attribute; null is as not sent. Raises ODataError 400 (OData Protocol 4.0 §11.5.4.1)."""
+    given = {name: value for name, value in (_object(body) if body.strip() else {}).items() if not (action.parameters and "@" in name)}
+    known = {p.name: p for p in action.parameters}
+    if given and not known:
         raise bad_request("The action takes no parameters.")
+    if unknown := sorted(given.keys() - known.keys()):
+        raise bad_request(f"The action '{action.name}' has no parameter '{unknown[0]}'; it has {', '.join(known)}.")
+    values = {known[name].attribute: _decoded(known[name], value) for name, value in given.items() if value != b"null"}
+    if missing := [p.name for p in action.parameters if p.required and p.attribute not in values]:
+        raise bad_request(f"The action '{action.name}' needs the parameter '{missing[0]}'.", "BadRequest_RequiredParamNotProvided")
+    return values
 
 
 def read_values(entity_set: EntitySet, body: bytes, row: Any | None) -> dict[str, Any]:
@@ -52,17 +62,21 @@ def read_values(entity_set: EntitySet, body: bytes, row: Any | None) -> dict[str
         prop = entity_set.find_property(name)
         if prop is None:
             raise bad_request(f"The property '{name}' does not exist on type 'Microsoft.NAV.{entity_set.entity}'.")
-        if prop.ignored:
+        if prop.ignored or (not prop.writable and (prop.computed or prop.read)):
             continue
-        try:
-            read = _read(prop, msgspec.json.decode(value))
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise bad_request(f"The value of '{name}' is not JSON: {error}.") from None
+        read = _decoded(prop, value)
         if prop.writable:
             values[prop.attribute] = read
         elif read != (unset(prop) if row is None else value_of(prop, row)):
             raise bad_request(f"Control '{name}' is read-only", "BadRequest_InvalidOperation")
     return values
+
+
+def _decoded(prop: Property, value: msgspec.Raw) -> Any:
+    try:
+        return _read(prop, msgspec.json.decode(value))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise bad_request(f"The value of '{prop.name}' is not JSON: {error}.") from None
 
 
 def _object(body: bytes) -> dict[str, msgspec.Raw]:
@@ -86,7 +100,11 @@ def _read(prop: Property, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int) or not -MOST_INT32 - 1 <= value <= MOST_INT32:
             raise wrong
         return value
-    if prop.edm in ("Edm.DateTimeOffset", "Edm.Decimal"):
+    if prop.edm == STRINGS:
+        if not isinstance(value, list):
+            raise wrong
+        return [_read(replace(prop, edm="Edm.String"), item) for item in value]
+    if prop.edm in ("Edm.DateTimeOffset", "Edm.Decimal", "Edm.Int64"):
         return _read_only(prop, value, wrong)
     if value is None and prop.values is None:
         return unset(prop)
@@ -107,7 +125,7 @@ def _read(prop: Property, value: Any) -> Any:
 
 
 def _read_only(prop: Property, value: Any, wrong: ODataError) -> Any:
-    """Times and decimals cannot be written yet; sent back unchanged they are ignored."""
+    """These cannot be written yet; sent back unchanged they are ignored."""
     try:
         kind = type(unset(prop))
         return msgspec.convert(value, kind, strict=False)

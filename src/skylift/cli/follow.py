@@ -16,14 +16,13 @@ from typing import TypeVar
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from skylift.cli.frame import Session
-from skylift.model import Run, RunTable
+from skylift.model import TABLE_ROWS, Run, RunTable
 from skylift.query import Attribute, Call, Literal, Order, Query
 from skylift.runs import RunStatus, TableStatus
 
 LOOK_S = 0.25       # between two looks at the store
 STORE_PATIENCE_S = 20.0     # a command does not wait longer for a store that cannot be written; a server does
 LINE_S = 2.0        # between two progress lines where there is no terminal
-TABLE_ROWS = 100    # what a table costs besides its rows, in rows: the size of a table is known only when its turn comes
 ENDED = (TableStatus.SUCCESSFUL, TableStatus.FAILED, TableStatus.WARNING)
 WORKING = (RunStatus.IN_PROGRESS, RunStatus.UPGRADE_IN_PROGRESS)
 T = TypeVar("T")

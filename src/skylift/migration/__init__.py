@@ -16,7 +16,7 @@ from skylift.migration.companies import CompanyVerbs
 from skylift.migration.ending import EndingVerbs
 from skylift.migration.mappings import MappingVerbs
 from skylift.migration.replication import ReplicationVerbs
-from skylift.migration.service import count_tables, get_row
+from skylift.migration.service import get_row
 from skylift.migration.setup import SetupVerbs
 from skylift.migration.switches import TableVerbs
 from skylift.migration.tokens import TokenVerbs
@@ -25,7 +25,6 @@ from skylift.migration.webhooks import WebhookVerbs
 from skylift.model import ProductType, Run, Subscription
 from skylift.products.registry import PRODUCTS
 from skylift.query import Attribute, Call, Expression, Literal, Query
-from skylift.runs import TableStatus
 from skylift.store import select
 
 T = TypeVar("T")
@@ -53,12 +52,12 @@ class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, TableVerbs, ReplicationV
                 raise NotFound(f"there is no product '{key}'")
             return cast(T, product)
         with self.store.read() as connection:
-            row: Any = get_row(connection, row_type, key)
-            if row_type is not Run:
-                return row
-            counts = count_tables(connection, row.run_id)
-            return replace(row, tables_successful=counts.get(TableStatus.SUCCESSFUL, 0), tables_failed=counts.get(TableStatus.FAILED, 0),
-                           tables_remaining=counts.get(TableStatus.NOT_STARTED, 0) + counts.get(TableStatus.IN_PROGRESS, 0))
+            if not issubclass(row_type, Run):
+                return get_row(connection, row_type, key)
+            rows = select.select(connection, row_type, Query(Call("eq", (Attribute("id"), Literal(key))), top=1))
+            if not rows:
+                raise NotFound(f"there is no run with the key {key}")
+            return rows[0]
 
 
 def _there(row_type: type, where: Expression | None) -> Expression | None:

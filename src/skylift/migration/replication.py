@@ -55,6 +55,11 @@ class ReplicationVerbs(Service):
             verb.move("replicate")
             return run
 
+    def start_run(self, values: Mapping[str, Any]) -> Run:
+        """As run_replication; `values`: replication_type, companies, tables, failed_only, or some of them."""
+        scope = Scope(tuple(values.get("companies", ())), tuple(values.get("tables", ())), values.get("failed_only", False))
+        return self.run_replication(kind=values.get("replication_type", ReplicationType.NORMAL), scope=scope)
+
     def cancel_replication(self, id: UUID | None = None, reason: str = "") -> Run:
         """Ask the coordinator to stop the run within seconds and to end it; what it has copied stays. Once more does no harm.
 

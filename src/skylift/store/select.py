@@ -17,7 +17,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import Grouping, UnaryExpression
 
 from skylift.errors import SetupError
-from skylift.model import Run, RunTable
+from skylift.model import TABLE_ROWS, Run, RunTable
 from skylift.query import Attribute, Call, Expression, Literal, Order, Query
 from skylift.runs import TableStatus
 from skylift.store.steering import FREE, steer
@@ -26,10 +26,20 @@ from skylift.store.tables import TABLES, Enumerated, UtcDateTime, rank, run_tabl
 Row = TypeVar("Row")
 
 UNSET = datetime(1, 1, 1, tzinfo=UTC)
+_OPEN = (TableStatus.NOT_STARTED, TableStatus.IN_PROGRESS)
 COUNTED = {                                             # counts of Run, from the rows of run_tables. Source: behaviour.md §2.4
     "tables_successful": (TableStatus.SUCCESSFUL,),
     "tables_failed": (TableStatus.FAILED,),
-    "tables_remaining": (TableStatus.NOT_STARTED, TableStatus.IN_PROGRESS),
+    "tables_remaining": _OPEN,
+    "tables_with_warnings": (TableStatus.WARNING,),     # this one and the next of RunProgress
+    "tables_total": tuple(TableStatus),
+}
+_open = sa.case((run_tables.c.records_copied < run_tables.c.total_records, run_tables.c.records_copied), else_=run_tables.c.total_records)
+SUMMED = {                                              # of RunProgress, likewise
+    "records_copied": run_tables.c.records_copied,
+    "total_records": run_tables.c.total_records,
+    "size_bytes": run_tables.c.size_bytes,
+    "work_done": sa.case((run_tables.c.status.in_(_OPEN), _open), else_=run_tables.c.total_records + TABLE_ROWS),
 }
 # single-valued ways: what Attribute.path names, and the column that both have
 PARENTS: dict[tuple[type, str], tuple[type, str]] = {(RunTable, "run"): (Run, "run_id")}
@@ -53,10 +63,11 @@ def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Seque
         page = page.where(compiler.compile(query.where))
     if query.after is not None:
         page = page.where(sorter.after(query.order, query.after))
-    if kind is Run:                                     # counted for the rows of the page only, however many there are
+    if issubclass(kind, Run):                           # counted for the rows of the page only, however many there are
         inner = page.subquery("page")
         outer = _Compiler(kind, inner.c, connection.dialect.name)
-        page = sa.select(inner, *(outer.attribute(name).label(name) for name in COUNTED)).order_by(*outer.order(query.order))
+        counted = [f.name for f in fields(kind) if f.name in COUNTED or f.name in SUMMED]
+        page = sa.select(inner, *(outer.attribute(name).label(name) for name in counted)).order_by(*outer.order(query.order))
     found = _execute(connection, page)
     if rows is not None:
         return [rows[row["position"]] for row in found.mappings()]
@@ -122,9 +133,12 @@ class _Compiler:
             source = TABLES[parent].alias()
             value = _Compiler(parent, source.c, self.dialect).attribute(name, path[1:])
             return sa.select(value).where(source.c[key] == self.columns[key]).scalar_subquery()
-        if self.kind is Run and name in COUNTED:
+        if issubclass(self.kind, Run) and name in COUNTED:
             return sa.select(sa.func.count()).where(
                 run_tables.c.run_id == self.columns.run_id, run_tables.c.status.in_(COUNTED[name])).scalar_subquery()
+        if issubclass(self.kind, Run) and name in SUMMED:
+            total = sa.cast(sa.func.coalesce(sa.func.sum(SUMMED[name]), 0), sa.BigInteger)      # PostgreSQL sums them as numeric
+            return sa.select(total).where(run_tables.c.run_id == self.columns.run_id).scalar_subquery()
         column = self.columns[name]
         if self.kind not in TABLES:
             return column.collate("C") if self.dialect == "postgresql" else column

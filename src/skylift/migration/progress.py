@@ -1,0 +1,67 @@
+"""How fast it goes, when it will have ended, and what of the migration a run goes through: worked out of the rows as they are read.
+
+None = not known.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from skylift.migration.scope import from_text
+from skylift.model import Run, RunProgress, RunTable
+from skylift.runs import RunStatus, TableStatus
+
+TOLD = 0.05                       # part of a run's work that has to be done before it says anything about the rest
+
+
+def rows_per_s(row: RunProgress | RunTable) -> Decimal | None:
+    elapsed_s = _elapsed_s(row)
+    return round(Decimal(row.records_copied / elapsed_s), 1) if elapsed_s else None
+
+
+def bytes_per_s(row: RunProgress | RunTable) -> int | None:
+    elapsed_s = _elapsed_s(row)
+    return round(row.size_bytes / elapsed_s) if elapsed_s else None
+
+
+def table_ends_at(table: RunTable) -> datetime | None:
+    """Only of a full copy: of changes nobody knows how many there are before they have been read."""
+    if table.status is not TableStatus.IN_PROGRESS or table.mode != "full":
+        return None
+    return _ends_at(table, table.records_copied, table.total_records)
+
+
+def run_ends_at(run: RunProgress) -> datetime | None:
+    if run.status is not RunStatus.IN_PROGRESS or run.work_done <= TOLD * run.work:
+        return None
+    return _ends_at(run, run.work_done, run.work)
+
+
+def companies(run: Run) -> list[str]:
+    return sorted(from_text(run.scope).companies or ())
+
+
+def tables(run: Run) -> list[str]:
+    return sorted({table for _, table in from_text(run.scope).tables or ()})
+
+
+def failed_only(run: Run) -> bool:
+    return from_text(run.scope).failed
+
+
+def _elapsed_s(row: RunProgress | RunTable) -> float:
+    """Seconds from its beginning to its end, or now; 0 = none, or it has not begun."""
+    if row.started_at is None:
+        return 0.0
+    return max(0.0, ((row.ended_at or datetime.now(UTC)) - row.started_at).total_seconds())
+
+
+def _ends_at(row: RunProgress | RunTable, done: int, work: int) -> datetime | None:
+    """Where the rest takes as long for each row as what is done; None where nothing is, or nothing is left."""
+    if not 0 < done < work:
+        return None
+    try:
+        return datetime.now(UTC) + timedelta(seconds=_elapsed_s(row) * (work - done) / done)
+    except OverflowError:
+        return None
