@@ -161,6 +161,9 @@ def test_another_target_than_the_one_kept_at_setup_is_refused_wherever_it_comes_
     assert call("setup", "--product", "DynamicsBCLast")[0] == 0                                    # here it may be changed
     monkeypatch.delenv("SKYLIFT_TARGET")
     assert call("run", "--target", f"duckdb:///{tmp_path}/home/target.duckdb")[0] == 2
+    code, _, error = call("run")
+    assert (code, "marked, but not created yet" in error, "skylift companies --create" in error) == (3, True, True)
+    assert call("companies", "--create")[0] == 0
     assert call("run")[0] == 0
     assert (tmp_path / "other.duckdb").exists()
 
@@ -322,7 +325,7 @@ def test_a_command_waits_for_the_coordinator_that_holds_the_lease(call, ready):
     (["setup", "--product", "Custom", "--source", "Data Source=srv;Password=s3cret"], 2, "it names no database"),
     (["setup", "--product", "DynamicsGP", "--source", "sqlite:///bc.db"], 2, "cannot read the catalogue of Dynamics GP"),
     (["setup", "--product", "Custom", "--source", "sqlite:///bc.db", "--target", "duckdb:////proc/t.duckdb"], 2, "/proc/t.duckdb"),
-    (["companies", "--mark", "Nobody"], 2, "the source has no company 'Nobody'"),
+    (["companies", "--mark", "Nobody"], 3, "there is no set-up yet"),
     (["companies", "--create"], 3, "there is no set-up yet"),
     (["run"], 3, "the migration is not set up"),
     (["run", "--kind", "half"], 2, "'half' is not one of"),
@@ -413,6 +416,63 @@ def test_token_is_alone_on_the_last_line_and_kept_by_name_only(call):
     assert call("token", "revoke", "ci")[0] == 0
     _, tokens, _ = call("token", "list", "--json")
     assert {token["name"]: token["revoked_at"] is not None for token in tokens} == {"boss": False, "ci": True}
+
+
+@pytest.mark.parametrize("command", ["companies", "tables"])
+def test_there_is_nothing_to_list_before_anything_is_set_up(call, command):
+    code, out, error = call(command)
+
+    assert (code, out, "there is no set-up yet" in error, "skylift setup" in error) == (3, "", True, True)
+
+
+@pytest.mark.parametrize("arguments", [("tables", "--include", "Customer", "--exclude", "customer"),
+                                       ("tables", "--preserve", "Currency", "--replace", "Currency"),
+                                       ("companies", "--mark", COMPANY, "--unmark", COMPANY)])
+def test_two_wishes_that_exclude_each_other_are_refused_and_neither_is_followed(call, ready, arguments):
+    _, before, _ = call(arguments[0], "--json")
+    code, _, error = call(*arguments)
+
+    assert (code, "hint: choose one" in error) == (2, True)
+    assert call(arguments[0], "--json")[1] == before
+
+
+def test_an_upgrade_is_refused_while_the_source_holds_what_has_not_arrived(call, ready):
+    assert call("run")[0] == 0
+    with closing(sqlite3.connect(ready)) as database, database:
+        database.execute(f'delete from {ENTRIES} where "Entry No_" = 7')
+    code, _, error = call("upgrade")
+
+    assert (code, "G_L Entry" in error, "has changed in the source since" in error) == (3, True, True)
+    assert "skylift upgrade --force" in error
+    assert call("run")[0] == 0
+    assert call("upgrade")[0] == 0
+
+
+def test_an_upgrade_without_the_last_changes_needs_force_and_so_does_its_completion(call, ready):
+    assert call("run")[0] == 0
+    with closing(sqlite3.connect(ready)) as database, database:
+        database.execute(f'delete from {ENTRIES} where "Entry No_" = 7')
+
+    assert call("upgrade", "--force")[0] == 0
+    assert call("complete")[0] == 3
+    assert call("complete", "--force", "--reason", "entry 7 was a test")[0] == 0
+
+
+def test_a_company_that_the_source_does_not_have_is_told_with_those_that_it_has(call, ready):
+    code, _, error = call("companies", "--mark", "Nobody")
+
+    assert (code, "the source has no company 'Nobody'" in error, COMPANY in error) == (2, True, True)
+
+
+def test_after_a_pause_the_way_back_is_named_and_leads_on(call, ready):
+    assert call("run")[0] == 0
+    assert call("pause")[0] == 0
+    code, _, error = call("run")
+
+    assert (code, "skylift companies --create" in error) == (3, True)
+    assert call("setup", "--product", "DynamicsBCLast")[0] == 0
+    assert call("companies", "--create")[0] == 0
+    assert call("run")[0] == 0
 
 
 def test_status_before_anything_is_set_up(call):

@@ -8,7 +8,7 @@ from skylift.connectors.sql import quote
 from skylift.errors import Conflict, SetupError, SkyliftError, StateError
 from skylift.migration import Migration
 from skylift.migration import setup as looking
-from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, UpgradeStatus
+from skylift.runs import CompanyInit, MigrationState, ReplicationType, RunStatus, SqlServerType, UpgradeStatus
 from skylift.settings import Settings
 from skylift.store import open_store
 from skylift.store.tables import companies, migration, registry, source_companies
@@ -176,6 +176,29 @@ def test_the_target_stays_unless_a_process_is_told_another_one(ready, tmp_path):
     assert target_of(ready) == elsewhere
     ready.migration.change_setup(ready.setup.id, {}, ANY)
     assert target_of(ready) == elsewhere
+
+
+def test_in_another_target_nothing_is_created_or_copied_yet(ready, tmp_path):
+    ready.run()
+    elsewhere = Migration(ready.store, replace(ready.migration.settings, target=f"duckdb:///{tmp_path}/other.duckdb"))
+    elsewhere.change_setup(ready.setup.id, {}, ANY)
+
+    assert {(c.replicate, c.created, c.init_status, c.upgrade_status) for c in ready.companies} == {
+        (True, False, CompanyInit.UNKNOWN, UpgradeStatus.NONE)}
+    with pytest.raises(StateError, match="marked, but not created yet"):
+        ready.migration.run_replication()
+    ready.migration.complete_setup(ready.setup.id)
+    ready.work()
+    assert ready.run().replication_type is ReplicationType.FULL
+
+
+def test_the_target_cannot_be_changed_once_a_company_is_upgraded(ready, tmp_path):
+    with ready.store.write() as connection:
+        connection.execute(source_companies.update().values(upgrade_status=UpgradeStatus.COMPLETED))
+    elsewhere = Migration(ready.store, replace(ready.migration.settings, target=f"duckdb:///{tmp_path}/other.duckdb"))
+
+    with pytest.raises(StateError, match="the target cannot be changed: already upgraded are"):
+        elsewhere.change_setup(ready.setup.id, {}, ANY)
 
 
 def test_completing_the_set_up_adds_the_default_mappings_once_and_creates_companies(lab):

@@ -11,7 +11,7 @@ import typer
 
 from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, unattended, wait, wait_for_run
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, command
-from skylift.errors import NotFound, StateError
+from skylift.errors import NotFound, SetupError, StateError
 from skylift.model import Run, RunTable, Scope, Setup, SourceCompany
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus
@@ -80,8 +80,11 @@ def companies(
     create: Annotated[bool, typer.Option("--create", help="Create the marked companies in the target and wait for it.")] = False,
 ) -> int | None:
     """List the companies of the source, choose which take part, and create them in the target."""
+    find_setup(session)
     migration = session.migration
     found = list_companies(session)
+    if both := {name.casefold() for name in mark or ()} & {name.casefold() for name in unmark or ()}:
+        raise SetupError(f"company '{min(both)}' is to be marked and not to be", hint="choose one", code="Usage")
     wanted = {company.id: True for company in found} if mark_all else {}
     wanted |= {find_company(found, name).id: True for name in mark or ()}
     wanted |= {find_company(found, name).id: False for name in unmark or ()}
@@ -89,7 +92,6 @@ def companies(
         if company.id in wanted and company.replicate != wanted[company.id]:
             migration.change_company(company.id, {"replicate": wanted[company.id]}, lambda row: None)
     if create:
-        find_setup(session)
         if not any(company.replicate for company in list_companies(session)):
             raise StateError("no company is marked", hint="mark at least one: skylift companies --mark NAME --create", code="50003")
         try:
@@ -244,7 +246,8 @@ def report_run(session: Session, run: Run, **more: Any) -> int:
     """Show a run, its companies and its failed tables; the exit code that it deserves."""
     tables = tables_of(session, run)
     failed = [table for table in tables if table.status is TableStatus.FAILED]
-    session.say(f"{run.status}: {Tally.of(tables) if tables else run.details}")
+    outcome = f"{run.status}, but not every table" if failed and run.status is not RunStatus.FAILED else run.status
+    session.say(f"{outcome}: {Tally.of(tables) if tables else run.details}")
     if tables:
         session.table(("company", "tables", "rows", "copied", "inserted", "updated", "deleted"), [
             (company or "(all companies)", *_sums([table for table in tables if table.company_name == company]))

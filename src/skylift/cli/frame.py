@@ -21,14 +21,15 @@ from rich.text import Text
 
 from skylift.connectors import parse_url
 from skylift.connectors.sqlserver_url import has_keywords
-from skylift.errors import Conflict, NotFound, SetupError, SkyliftError, StateError
+from skylift.errors import Conflict, NotFound, SetupError, SkyliftError, StateError, Transient
 from skylift.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from skylift.migration import Migration
 
 OK, FAILED, BAD_INPUT, WRONG_STATE, INTERRUPTED = 0, 1, 2, 3, 130
-_CODES = ((SetupError, BAD_INPUT), (NotFound, BAD_INPUT), (StateError, WRONG_STATE), (Conflict, WRONG_STATE))
+_CODES = ((SetupError, BAD_INPUT), (NotFound, BAD_INPUT), (StateError, WRONG_STATE), (Conflict, WRONG_STATE),
+          (Transient, WRONG_STATE))
 
 app = typer.Typer(name="skylift", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Move companies' databases to the cloud and prove that every row arrived.")

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from skylift.cli.commands import find_company, list_companies
+from skylift.cli.commands import find_company, find_setup, list_companies
 from skylift.cli.frame import Session, command
-from skylift.errors import NotFound
+from skylift.errors import NotFound, SetupError
 from skylift.model import TableSwitch
 from skylift.products.naming import is_called
 from skylift.query import Attribute, Order, Query
@@ -29,7 +29,11 @@ def tables(
     company: Annotated[str, typer.Option(metavar="NAME", help="Only tables of this company.")] = "",
 ) -> None:
     """List the tables and switch single ones. A name is the whole one without company, or the one without app id."""
+    find_setup(session)
     migration = session.migration
+    for one, other in ((include, exclude), (preserve, replace)):
+        if both := {name.casefold() for name in one or ()} & {name.casefold() for name in other or ()}:
+            raise SetupError(f"table '{min(both)}' is named for two things that exclude each other", hint="choose one", code="Usage")
     wanted = [({"replicate": True}, include), ({"replicate": False}, exclude),
               ({"preserve": True}, preserve), ({"preserve": False}, replace)]
     shown = found = _tables(session, company)

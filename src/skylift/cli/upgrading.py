@@ -30,10 +30,11 @@ def upgrade(
     company: Annotated[Names, typer.Option(metavar="NAME", help="With --dry-run: only this company and what all share "
                                                                 "(repeatable).")] = None,
     retry: Annotated[str, typer.Option(metavar="COMPANY", help="Of the companies that failed upgrade only this one.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also if the source has changed since the run; that does not arrive.")] = False,
 ) -> int:
     """Run the data upgrade that follows the last run of a product with upgrades, and wait for it; goes on with one under way.
 
-    It ends replication: what changes in the source after the last run does not arrive any more.
+    It ends replication: what changes in the source after the last run does not arrive any more. Refused where that is so already.
     """
     migration = session.migration
     newest = find_newest(session)
@@ -44,7 +45,8 @@ def upgrade(
     if company:
         raise SetupError("--company goes with --dry-run", hint="to upgrade one company that has failed: --retry COMPANY", code="Usage")
     try:
-        migration.run_data_upgrade(newest.id, packs=packs, retry=find_company(known, retry).name if retry else "")
+        migration.run_data_upgrade(newest.id, packs=packs, retry=find_company(known, retry).name if retry else "",
+                                   current=not force)
     except StateError as error:
         under_way = under_way_run(session, RunStatus.UPGRADE_IN_PROGRESS) if error.code == "UpgradeInProgress" else None
         if under_way is None:

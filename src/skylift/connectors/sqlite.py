@@ -252,14 +252,15 @@ class SqliteSource(FedSource):
             if "locked" in text or "busy" in text:
                 return Transient(f"{table.name}: {text}")
             return CopyError(f"{table.name}: {text}", hint=_DAMAGED if "malformed" in text else "")
-        keys = ",".join(map(quote, table.key)) or "'-'"
+        keys = ",".join(map(quote, table.key)) or "rowid"            # only a table with a key may be without rowid
         for field in table.schema:
             misfit = _MISFIT.get(str(field.type), "0").format(c=quote(field.name))
             hit = self.run(connection, f"select typeof({quote(field.name)}), {keys} {tail} and ({misfit}) limit 1", params)
             if hit:
                 kind, *key = hit[0]
                 return ValueRefused(
-                    f"{table.name}.{field.name}, key {tuple(key)}: the cell holds a value of type {kind}, the column moves as {field.type}",
+                    f"{table.name}.{field.name}, {'key' if table.key else 'rowid'} {tuple(key)}: the cell holds a value of type "
+                    f"{kind}, the column moves as {field.type}",
                     hint="correct the row at the source; SQLite does not check the types of its columns")
         return CopyError(f"{table.name}: {text}")
 

@@ -26,6 +26,7 @@ from skylift.products.registry import find_product
 from skylift.runs import MigrationState
 
 States = Mapping[TargetName, TableState]
+_SINCE = ("has changed in the source since", "have changed in the source since")
 
 
 def refuse_unproven(service: Service, row: Mapping[str, Any]) -> None:
@@ -47,8 +48,8 @@ def refuse_unproven(service: Service, row: Mapping[str, Any]) -> None:
         unsure = _unsure(tasks, states, source, str(row["consumer"])) if fed else tasks
         behind = _changed(tasks, unsure, states, source)
         behind |= _those_not(unsure, pool, lambda task: _same_source(task, states[task.target], source, target))
-        _refuse([task for task in tasks if task.target in behind], ("has changed in the source since", "have changed in the source since"),
-                "FeedLag", "what has changed there will not arrive: the data is upgraded. Force the completion if that does not matter"
+        _refuse([task for task in tasks if task.target in behind], _SINCE, "FeedLag",
+                "what has changed there will not arrive: the data is upgraded. Force the completion if that does not matter"
                 if product.upgrades else "let nobody work in the source, and run the replication once more (skylift run)")
         if not product.upgrades:
             differing = _those_not(tasks, pool, lambda task: _same_target(task, states[task.target], source, target))
@@ -56,6 +57,20 @@ def refuse_unproven(service: Service, row: Mapping[str, Any]) -> None:
             _refuse([task for task in tasks if task.target in differing], what, "NotVerified",
                     "skylift verify names the rows and has the next run copy them again")
         target.discard_copies(keep="")
+
+
+def refuse_lag(service: Service, row: Mapping[str, Any]) -> None:
+    """Raises StateError naming the tables of which a feed says that they have changed in the source; one without a feed is not read."""
+    product = find_product(row["product_id"])
+    with opened(service.box.open(row["source_url"]), service.box.open(row["target_url"]), Losses()) as (source, open_target):
+        found = product.discover(source)
+        target = open_target()
+        tasks = taking_part(service, found, source, target)
+        states = target.states()
+        tasks = [task for task in tasks if task.target in states]
+        behind = _changed(tasks, _unsure(tasks, states, source, str(row["consumer"])), states, source)
+    _refuse([task for task in tasks if task.target in behind], _SINCE, "FeedLag", "run the replication once more (skylift run); "
+            "to upgrade without these changes, which will not arrive: skylift upgrade --force")
 
 
 def _those_not(tasks: Sequence[CopyTask], pool: ThreadPoolExecutor, holds: Callable[[CopyTask], bool]) -> set[TargetName]:

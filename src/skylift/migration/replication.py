@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import sqlalchemy as sa
 
 from skylift.errors import SetupError, StateError, redact
 from skylift.migration.changes import note, update_companies
-from skylift.migration.scope import EVERYTHING, Part, from_text, look_up, to_text
+from skylift.migration.scope import EVERYTHING, Part, forget_copies, from_text, look_up, to_text
 from skylift.migration.service import Service, Verb, count_tables, get_row, newest_run
 from skylift.model import Run, RunTable, Scope
 from skylift.products.registry import find_product
@@ -42,7 +42,7 @@ class ReplicationVerbs(Service):
             part = look_up(verb, scope)
             _check_companies(verb, part)
             if kind is ReplicationType.FULL:
-                _forget_copies(verb, part)
+                forget_copies(verb, part)
             if kind is ReplicationType.NORMAL and not verb.connection.execute(
                     sa.select(registry.c.table_name).where(registry.c.synced_version > 0).limit(1)).first():
                 kind = ReplicationType.FULL
@@ -98,7 +98,7 @@ class ReplicationVerbs(Service):
             if id is not None:
                 get_row(verb.connection, Run, id)
             verb.permit("reset_cloud_data")
-            _forget_copies(verb, Part())
+            forget_copies(verb, Part())
             if verb.state is MigrationState.UPGRADE_FAILED:
                 update_companies(verb.connection, upgrade_status=UpgradeStatus.NONE, upgrade_error="")
                 verb.connection.execute(upgrade_tags.delete())
@@ -106,19 +106,6 @@ class ReplicationVerbs(Service):
                 verb.move("reset")
             else:
                 verb.log("migration", "reset")
-
-
-def _forget_copies(verb: Verb, part: Part) -> None:
-    """The next run copies these tables whole, and nothing of a copy that has begun is used for it."""
-    verb.set(copy_id=uuid4())
-    if part == Part():
-        verb.connection.execute(registry.update().values(synced_version=0))
-        return
-    keys = [{"company": row.company_name, "name": row.table_name} for row in verb.connection.execute(
-        sa.select(registry.c.company_name, registry.c.table_name)) if (row.company_name, row.table_name) in part]
-    if keys:
-        here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
-        verb.connection.execute(registry.update().where(here).values(synced_version=0), keys)
 
 
 def _check_companies(verb: Verb, part: Part) -> None:
@@ -131,7 +118,7 @@ def _check_companies(verb: Verb, part: Part) -> None:
     missing = [company.name for company in marked if not company.created]
     if missing:
         raise StateError(f"marked, but not created yet: {', '.join(missing)}", code="CompanyNotCreated",
-                         hint="create them first (createCompaniesMarkedForReplication)")
+                         hint="create them first (skylift companies --create; API: createCompaniesMarkedForReplication)")
     upgraded = [f"{company.name} ({company.upgrade_status})" for company in marked
                 if company.upgrade_status not in (UpgradeStatus.NONE, UpgradeStatus.PENDING)]
     if upgraded:

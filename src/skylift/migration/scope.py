@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 import sqlalchemy as sa
 
@@ -139,3 +140,16 @@ def _company(verb: Verb, name: str) -> str:
 def _some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join([*names[:NAMED], *([f"and {len(names) - NAMED} more"] if len(names) > NAMED else [])])
+
+
+def forget_copies(verb: Verb, part: Part) -> None:
+    """The next run copies these tables whole, and nothing of a copy that has begun is used for it."""
+    verb.set(copy_id=uuid4())
+    if part == Part():
+        verb.connection.execute(registry.update().values(synced_version=0))
+        return
+    keys = [{"company": row.company_name, "name": row.table_name} for row in verb.connection.execute(
+        sa.select(registry.c.company_name, registry.c.table_name)) if (row.company_name, row.table_name) in part]
+    if keys:
+        here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
+        verb.connection.execute(registry.update().where(here).values(synced_version=0), keys)

@@ -47,7 +47,8 @@ _REFUSED = {
                                     "(skylift reset) and replicate everything anew", "UpgradeFailed"),
     MigrationState.UPGRADED: ("the data has been upgraded; replicating again would mix raw rows with upgraded ones",
                               "complete the migration (skylift complete; API: completeCloudMigration)", "Upgraded"),
-    MigrationState.DISABLED: ("the migration is disabled", "set it up again (skylift setup; API: PATCH setupCloudMigration)", "50016"),
+    MigrationState.DISABLED: ("the migration is disabled", "set it up again (skylift setup, then skylift "
+                             "companies --create; API: PATCH setupCloudMigration, completeSetup)", "50016"),
 }
 
 

@@ -16,12 +16,13 @@ from skylift.errors import CopyError, SetupError, StateError, Transient, redact
 from skylift.migration.changes import note, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
+from skylift.migration.scope import Part, forget_copies
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
 from skylift.model import NO_ID, Setup, SourceCompany
 from skylift.products import Catalogue, Product, measured
 from skylift.products.naming import same_name
 from skylift.products.registry import find_product
-from skylift.runs import MigrationState, RunStatus, SqlServerType, UpgradeStatus
+from skylift.runs import CompanyInit, CompanySetupStatus, MigrationState, RunStatus, SqlServerType, UpgradeStatus
 from skylift.settings import Settings
 from skylift.store.tables import apps, companies, registry, source_companies
 
@@ -108,6 +109,8 @@ class SetupVerbs(Service):
             if verb.state is not MigrationState.NOT_SET_UP:
                 if_match(get_row(verb.connection, Setup, verb.row["id"]))
             self._check_product(verb, product)
+            if verb.row["target_url"] and self.box.open(verb.row["target_url"]) != target_url:
+                _leave_target(verb)
             self._store(verb, found, whole)
             try:
                 verb.move("enable", **common, source_version=found.version, target_url=self.box.seal(target_url), disabled_reason="",
@@ -162,11 +165,7 @@ class SetupVerbs(Service):
     def _check_product(self, verb: Verb, product: Product) -> None:
         if verb.row["product_id"] in ("", product.id):
             return
-        upgraded = verb.connection.scalars(sa.select(source_companies.c.name).where(
-            source_companies.c.upgrade_status == UpgradeStatus.COMPLETED).order_by(source_companies.c.name)).all()
-        if upgraded:
-            raise StateError(f"the product cannot be changed: already upgraded are {', '.join(upgraded)}",
-                             hint="set up a new environment", code="Upgraded")
+        _refuse_upgraded(verb, "product")
 
     def _store(self, verb: Verb, found: Catalogue, whole: Plan) -> None:
         """Companies (keeping the marks of known ones), apps and registry, as the source shows them now."""
@@ -196,6 +195,26 @@ class SetupVerbs(Service):
         if found.apps:
             connection.execute(apps.insert(), [{c.name: getattr(app, c.name) for c in apps.columns} for app in found.apps])
         sync_registry(connection, whole, found)
+
+
+def _refuse_upgraded(verb: Verb, what: str) -> None:
+    upgraded = verb.connection.scalars(sa.select(source_companies.c.name).where(
+        source_companies.c.upgrade_status == UpgradeStatus.COMPLETED).order_by(source_companies.c.name)).all()
+    if upgraded:
+        raise StateError(f"the {what} cannot be changed: already upgraded are {', '.join(upgraded)}",
+                         hint="set up a new environment, which is another home folder (--home)", code="Upgraded")
+
+
+def _leave_target(verb: Verb) -> None:
+    """What was done in the old target is not done in the new one. Raises StateError once a company is upgraded."""
+    _refuse_upgraded(verb, "target")
+    created = sa.select(source_companies.c.name).where(source_companies.c.created)
+    verb.connection.execute(companies.delete().where(companies.c.name.in_(created)))
+    update_companies(verb.connection, source_companies.c.created, created=False, status=CompanySetupStatus.NONE,
+                     init_status=CompanyInit.UNKNOWN, init_error="", init_scheduled=False,
+                     upgrade_status=UpgradeStatus.NONE, upgrade_error="")
+    forget_copies(verb, Part())
+    verb.log("migration", "change_target")
 
 
 def _refuse_any(setup: Setup) -> None:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from skylift.connectors import TableState, Target, open_target
 from skylift.errors import NotVerified, SkyliftError, StateError, TargetFailed, Transient
 from skylift.migration.changes import update_companies
+from skylift.migration.cutover import refuse_lag
 from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import Service, Verb, get_migration, get_row, newest_run
 from skylift.migration.upgrade_steps import enter_steps, note_step, settle_steps
@@ -29,14 +30,21 @@ from skylift.upgrades.pack import Pack, find_packs
 
 
 class UpgradeVerbs(Service):
-    def run_data_upgrade(self, id: UUID | None = None, *, packs: Sequence[str] | None = None, retry: str = "") -> None:
+    def run_data_upgrade(self, id: UUID | None = None, *, packs: Sequence[str] | None = None, retry: str = "",
+                         current: bool = False) -> None:
         """Ask for the data upgrade of the marked companies; the coordinator does it. After a failure only the rest is done again.
 
-        `packs`: the upgrade packs to go through, None = those of the settings; `retry`: of the companies that failed only this one.
+        `packs`: the upgrade packs to go through, None = those of the settings; `retry`: of the companies that failed only this one;
+        `current`: only if nothing has changed in the source since it was copied, as far as its feeds know, else StateError (FeedLag).
         Raises SetupError for a pack that cannot be read, CompanyNotFailed for a `retry` of another company, and StateError, in this
         order: something is going on, a newer run is there, the product has no upgrade, tables or companies have failed, a marked
         company was not copied, the run does not wait for its upgrade.
         """
+        if current:
+            with self.store.read() as connection:
+                row = get_migration(connection)
+            if row["state"] is MigrationState.UPGRADE_PENDING:       # whatever else stands in the way is said below
+                refuse_lag(self, row)
         with self.verb(commits=True) as verb:
             connection = verb.connection
             waiting = newest_run(connection, runs.c.status.in_((RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED)))
