@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from skylift.cli import app
-from skylift.cli.follow import Pace, Tally
+from skylift.cli.follow import Pace
 from skylift.migration import Migration
 from skylift.migration.coordinator import is_coordinated
 from skylift.model import NO_ID, Setup
@@ -208,6 +208,16 @@ def test_verify_finds_what_was_changed_behind_its_back(call, ready, tmp_path):
     assert call("verify")[0] == 0
 
 
+def test_verify_says_how_far_it_is(call, ready, monkeypatch):
+    assert call("run")[0] == 0
+    monkeypatch.setattr("skylift.cli.follow.LINE_S", 0.0)
+    _, out, told = call("verify")
+    read, rows, rate = re.findall(r"tables? compared, ([\d,]+) of ([\d,]+) rows, ([\d,]+) rows/s", told)[-1]
+
+    assert read == rows and f"{rows} rows: source and target are equal" in out
+    assert int(rate.replace(",", "")) > 0
+
+
 def test_verify_goes_on_after_a_table_that_cannot_be_read(call, ready):
     call("run")
     with closing(sqlite3.connect(ready)) as database, database:
@@ -285,12 +295,9 @@ def test_pace_counts_from_the_first_look_on():
     now = [100.0]
     pace = Pace(lambda: now[0])
 
-    def tally(rows):
-        return Tally(tables=1, ended=0, failed=0, copied_rows=rows, total_rows=10_000, done=rows, work=10_000)
-
-    assert pace.look(tally(8_000)) == ("0 rows/s", "")
+    assert pace.look(8_000, 8_000, 10_000) == ("0 rows/s", "")
     now[0] = 102.0
-    assert pace.look(tally(9_000)) == ("500 rows/s", "about 2 s left")
+    assert pace.look(9_000, 9_000, 10_000) == ("500 rows/s", "about 2 s left")
 
 
 def test_creation_of_companies_that_nobody_works_on_is_gone_on_with(call, source, tmp_path):

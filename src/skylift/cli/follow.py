@@ -116,21 +116,51 @@ class Tally:
 
 
 class Pace:
-    """How fast it goes since the first look; what was copied before that says nothing about it."""
+    """How fast it goes since the first look; what was done before that says nothing about it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
-        self._first: Tally | None = None
+        self._first: tuple[int, int] | None = None
 
-    def look(self, tally: Tally) -> tuple[str, str]:
-        """The rate and, once some of the work is done, the time that is left."""
-        self._first = first = self._first or tally
+    def look(self, rows: int, done: int, work: int) -> tuple[str, str]:
+        """The rate and, once some of the work is done, the time that is left. `done` of `work` is in any unit."""
+        first_rows, first_done = self._first = self._first or (rows, done)
         elapsed = self._clock() - self._began
-        rate = f"{max(0, tally.copied_rows - first.copied_rows) / max(0.001, elapsed):,.0f} rows/s"
-        done, left = tally.done - first.done, tally.work - tally.done
+        rate = f"{max(0, rows - first_rows) / max(0.001, elapsed):,.0f} rows/s"
+        done, left = done - first_done, work - done
         told = left > 0 and done > 0.05 * (done + left)
         return rate, f"about {elapsed * left / done:,.0f} s left" if told else ""
+
+
+@contextmanager
+def progress(session: Session) -> Iterator[Callable[..., None]]:
+    """A function `show(text, rows, done, work, last=False)`, to be called often: a bar with rate and time left on a terminal, a
+    line every two seconds elsewhere. `rows` gives the rate, `done` of `work` the time left; `last` ends it with a line.
+    """
+    pace = Pace(time.monotonic)
+    if session.progress.is_terminal and not session.as_json:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"),
+                   TimeRemainingColumn(elapsed_when_finished=True))
+        with Progress(*columns, console=session.progress) as bar:
+            task = bar.add_task("waiting", total=None, rate="")
+
+            def draw(text: str, rows: int, done: int, work: int, last: bool = False) -> None:
+                bar.update(task, description=text, total=work or None, completed=done, rate=pace.look(rows, done, work)[0])
+
+            yield draw
+        return
+    said = time.monotonic()
+
+    def line(text: str, rows: int, done: int, work: int, last: bool = False) -> None:
+        nonlocal said
+        now = time.monotonic()
+        told = pace.look(rows, done, work)
+        if work and (now - said >= LINE_S or last):
+            said = now
+            session.note(f"{text}, {', '.join(part for part in told if part)}")
+
+    yield line
 
 
 def unattended(session: Session, run: Run) -> str:
@@ -143,31 +173,35 @@ def unattended(session: Session, run: Run) -> str:
 
 
 @contextmanager
+def counting(session: Session, text: Callable[[int, int], str]) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """Progress that counts rows: `begin(rows)` says how many there will be, `passed(rows)`, from any thread, how many more are done.
+
+    `text` makes the line of the rows that are done and of all.
+    """
+    turn = threading.Lock()
+    rows = work = 0
+
+    with progress(session) as show:
+        def begin(expected: int) -> None:
+            nonlocal work
+            work = expected
+            show(text(rows, work), rows, rows, work)
+
+        def passed(more: int) -> None:
+            nonlocal rows
+            with turn:
+                rows += more
+                show(text(rows, max(rows, work)), rows, rows, max(rows, work))
+
+        yield begin, passed
+
+
+@contextmanager
 def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
     """A function that shows a run and its tables; call it often."""
-    pace = Pace(time.monotonic)
+    with progress(session) as show:
+        def look(run: Run, tables: list[RunTable]) -> None:
+            tally = Tally.of(tables)
+            show(f"{run.status}: {tally}", tally.copied_rows, tally.done, tally.work if tables else 0, last=run.status not in WORKING)
 
-    if session.progress.is_terminal and not session.as_json:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"),
-                   TimeRemainingColumn(elapsed_when_finished=True))
-        with Progress(*columns, console=session.progress) as bar:
-            task = bar.add_task("waiting", total=None, rate="")
-
-            def draw(run: Run, tables: list[RunTable]) -> None:
-                tally = Tally.of(tables)
-                bar.update(task, description=str(tally), total=tally.work or None, completed=tally.done, rate=pace.look(tally)[0])
-
-            yield draw
-        return
-    last = 0.0
-
-    def line(run: Run, tables: list[RunTable]) -> None:
-        nonlocal last
-        now = time.monotonic()
-        tally = Tally.of(tables)
-        rate, left = pace.look(tally)
-        if tables and (now - last >= LINE_S or run.status not in WORKING):
-            last = now
-            session.note(f"{run.status}: {tally}, {', '.join(part for part in (rate, left) if part)}")
-
-    yield line
+        yield look

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import Progress, SpinnerColumn, TextColumn
-
+from skylift.cli.follow import counting
 from skylift.cli.frame import FAILED, OK, Session, command
 from skylift.errors import StateError
 from skylift.model import TableSwitch
@@ -24,12 +23,9 @@ def verify(session: Session) -> int:
     from skylift.migration.verification import compare, copy_again
 
     done: list[TableDifference] = []
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=session.progress,
-                  disable=session.as_json or not session.progress.is_terminal) as bar:
-        task = bar.add_task("comparing")
-        for difference in compare(session.migration):
+    with counting(session, lambda rows, all_rows: f"{_tables(len(done))} compared, {rows:,} of {all_rows:,} rows") as (begin, passed):
+        for difference in compare(session.migration, begin=begin, passed=passed):
             done.append(difference)
-            bar.update(task, description=f"{len(done):,} tables compared")
     if not done:
         raise StateError("no table takes part, so nothing was compared", code="NothingToCompare",
                          hint="mark companies (skylift companies --mark NAME) or include tables (skylift tables --include NAME)")

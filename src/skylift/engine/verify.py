@@ -48,24 +48,29 @@ class TableDifference:
 
 
 def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, workers: int = 2,
-                   stop: Callable[[], bool] = lambda: False) -> Iterator[TableDifference]:
-    """Compare every task's table, one after the other; returns early when `stop()` turns true."""
+                   stop: Callable[[], bool] = lambda: False, begin: Callable[[int], None] = lambda rows: None,
+                   passed: Callable[[int], None] = lambda rows: None) -> Iterator[TableDifference]:
+    """Compare every task's table, one after the other; returns early when `stop()` turns true.
+
+    `begin` is told once how many rows of the source are expected; `passed`, from any thread, how many more were read.
+    """
     states = target.states()
+    begin(sum(states[task.target].digest.rows if task.target in states else task.table.rows or 0 for task in tasks))
     with ThreadPoolExecutor(workers) as pool:
         for task in tasks:
             if stop():
                 return
             try:
-                yield _compare(task, states.get(task.target), source, target, pool, workers)
+                yield _compare(task, states.get(task.target), source, target, pool, workers, passed)
             except CopyError as error:             # this table cannot be read; the others can
                 yield TableDifference(task, None, None, note=str(error))
 
 
 def _compare(task: CopyTask, state: TableState | None, source: Source, target: Target, pool: ThreadPoolExecutor,
-             workers: int) -> TableDifference:
+             workers: int, passed: Callable[[int], None]) -> TableDifference:
     table = replace(task.table, format=ARROW)          # two sides are comparable whatever they were copied as
     task = replace(task, table=table)
-    readers = source_readers(source.measure(table), source, target)
+    readers = source_readers(source.measure(table), source, target, passed)
     if state is None:
         return TableDifference(task, _total(pool, readers()), None, note="the target holds no finished copy of this table")
     kept = table_of(table.path, state.columns)
@@ -92,16 +97,28 @@ def _preserved(task: CopyTask, source: Callable[[], list[Batches]], target: Targ
     return TableDifference(task, found.source, found.target, found.samples, note=note, covered=not found.missing)
 
 
-def source_readers(table: Table, source: Source, target: Target) -> Callable[[], list[Batches]]:
-    """Makes readers of all rows of a source's table, which has been measured, as the target can hold them."""
+def source_readers(table: Table, source: Source, target: Target,
+                   passed: Callable[[int], None] = lambda rows: None) -> Callable[[], list[Batches]]:
+    """Makes readers of all rows of a source's table, which has been measured, as the target can hold them.
+
+    `passed` is told how many more rows the first readers have read; when they are read again it is told nothing.
+    """
     ranges = source.split(table, target.chunk_rows, CHUNK_BYTES)
 
-    def fitted(keys: KeyRange) -> Batches:
+    tell = [passed]
+
+    def fitted(keys: KeyRange, told: Callable[[int], None] | None) -> Batches:
         with closing(source.read(table, keys)) as batches:
             for batch in batches:
                 yield target.fit(batch, table)
+                if told:
+                    told(batch.num_rows)
 
-    return lambda: [fitted(keys) for keys in ranges]
+    def readers() -> list[Batches]:
+        told = tell.pop() if tell else None
+        return [fitted(keys, told) for keys in ranges]
+
+    return readers
 
 
 def _total(pool: ThreadPoolExecutor, readers: Iterable[Iterable[pa.RecordBatch]]) -> Digest:
