@@ -43,6 +43,12 @@ def create_app(settings: Settings | None = None) -> Starlette:
         settings = load_settings()
     store = open_store(settings.store, settings.api_work_s)
     api = ODataService(Migration(store, settings, actor="api"))
+    routes = []
+    if settings.prometheus == "on" or api.service.telemetry.on:
+        from skylift.api.watch import Watch
+
+        watch = Watch(api, settings)
+        routes = [Route("/metrics", watch.metrics)] if settings.prometheus == "on" else []
 
     async def health(request: Request) -> JSONResponse:
         try:
@@ -57,12 +63,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
             gc.collect()
             gc.freeze()                  # modules and declarations stay: no request waits for them to be looked through
         yield
+        api.service.telemetry.close()
         store.close()
 
     browsers = Middleware(_Browsers, allow_origins=settings.cors_origins.split(), allow_headers=["*"],
                           allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"], expose_headers=["*"])     # H6
     proxies = Middleware(Forwarded, trusted=settings.trusted_proxies)
-    app = Starlette(routes=[Route("/health", health)], lifespan=lifespan,
+    app = Starlette(routes=[Route("/health", health), *routes], lifespan=lifespan,
                     middleware=[*([proxies] if settings.trusted_proxies else []), *([browsers] if settings.cors_origins else [])],
                     exception_handlers={HTTPException: _outside})
     app.router.redirect_slashes = False

@@ -140,6 +140,18 @@ class CopyTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A part of a task that the target has committed, and how long it took. Times are nanoseconds since 1970."""
+
+    name: str            # 'begin', 'chunk', 'finish' of a large table; 'pack' of small ones; 'changes', 'sweep', 'preserve'
+    began_ns: int
+    ended_ns: int
+    rows: int = 0
+    size_bytes: int = 0
+    chunk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far one task has come; yielded after the target has committed what it says."""
 
@@ -159,6 +171,7 @@ class Progress:
     digest: Digest | None = None   # of the whole target table, once verified
     watermark: Watermark | None = None
     error: SkyliftError | None = None
+    steps: tuple[Step, ...] = ()   # what has been committed since the Progress before
 
 
 # ------------------------------------------------------------------ what is kept
@@ -384,6 +397,7 @@ class Event:
     from_state: str
     to_state: str
     why: str = ""
+    actor_id: UUID = NO_ID         # of their token; NO_ID = the command line, or skylift itself
 
 
 @dataclass(frozen=True, slots=True)

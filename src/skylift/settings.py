@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from skylift.errors import SetupError
+from skylift.errors import SetupError, redact
 from skylift.losses import KINDS, Losses
 
 
@@ -73,6 +73,12 @@ class Settings:
     packs: str = _setting("", "upgrade packs that the data upgrade goes through, separated by blanks: names of built-in ones, or folders "
                               "(relative ones under `home`)")
     upgrade_step_s: float = _setting(3600.0, "seconds after which a step of an upgrade pack is ended", least=0.1)
+    environment_name: str = _setting("production", "what telemetry calls this environment")
+    telemetry_log: str = _setting("", "stderr, or a file (a relative one under `home`), for a line of JSON about each event; empty: none")
+    otlp_endpoint: str = _setting("", "URL of a receiver of spans and metrics (OTLP over HTTP, such as http://localhost:4318); empty: none")
+    otlp_headers: str = _setting("", "headers for it, name=value separated by commas, values percent-encoded", secret=True)
+    otlp_interval_s: float = _setting(15.0, "seconds between two sendings of metrics to it", least=0.1)
+    prometheus: str = _setting("off", "whether /metrics answers those who have a token", one_of=("off", "on"))
     workers: int = _setting(2, "threads that copy", least=1)
     lease_s: float = _setting(15.0, "seconds after which a silent coordinator is replaced", least=0.1)
     poll_s: float = _setting(0.5, "seconds between two looks for new work", least=0.01)
@@ -122,6 +128,17 @@ def signing_key(settings: Settings) -> bytes:
     return key
 
 
+def otlp_headers(settings: Settings) -> dict[str, str]:
+    """The setting of that name as OTEL_EXPORTER_OTLP_HEADERS is read. Raises ValueError."""
+    headers = {}
+    for pair in filter(None, map(str.strip, settings.otlp_headers.split(","))):
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(name)
+        headers[name.strip().lower()] = unquote(value.strip())
+    return headers
+
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _NETWORKS = ("trusted_proxies", "webhook_networks")
 _FIELDS = {f.name: f for f in fields(Settings)}
@@ -163,6 +180,15 @@ def _check_together(settings: Settings) -> None:
     except ValueError:
         raise SetupError("webhook_secret is not whsec_ and a key of 24 to 64 bytes in base64", code="Settings",
                          hint='make one: echo "whsec_$(openssl rand -base64 32)"') from None
+    receiver = urlsplit(settings.otlp_endpoint)
+    if settings.otlp_endpoint and (receiver.scheme not in ("http", "https") or not receiver.hostname):
+        raise SetupError(f"otlp_endpoint is '{redact(settings.otlp_endpoint)}'; a URL with http or https is needed",
+                         hint=_FIELDS["otlp_endpoint"].metadata["help"], code="Settings")
+    try:
+        otlp_headers(settings)
+    except ValueError:
+        raise SetupError("otlp_headers is not name=value, separated by commas", hint=_FIELDS["otlp_headers"].metadata["help"],
+                         code="Settings") from None
     for name in _NETWORKS:
         try:
             networks(getattr(settings, name))

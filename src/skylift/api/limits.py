@@ -29,6 +29,8 @@ class Limits:
         self.running = settings.api_running
         self.open = min(settings.api_running + settings.api_queue, settings.api_connections)
         self.clock = clock
+        self.at_work = 0                                     # requests that run, of all users
+        self.waiting = 0
         self._users: dict[str, _User] = {}
 
     @asynccontextmanager
@@ -40,10 +42,16 @@ class Limits:
             raise _too_many(f"{user.inside} requests are open already, more than can run or wait.", 1)
         user.inside += 1
         try:
-            await self._wait(user)
+            self.waiting += 1
+            try:
+                await self._wait(user)
+            finally:
+                self.waiting -= 1
+            self.at_work += 1
             try:
                 yield
             finally:
+                self.at_work -= 1
                 user.running.release()
         finally:
             user.inside -= 1

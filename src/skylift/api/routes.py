@@ -6,7 +6,8 @@ Everything that touches the store is plain synchronous code in a worker thread. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -67,9 +68,11 @@ class ODataService:
         self.sign_in = SignIn(service)
         self.limits = Limits(service.settings)
         self.remembered = Remembered(service.store.version, self.limits.admit)
+        self.observe: Callable[[str, str, int, float], None] | None = None      # told path, method, status and seconds of each request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        began = time.perf_counter()
         answer: Answer | Exception
         try:
             answer = await self.remembered.answer(scope, partial(self._in_time, request))
@@ -78,6 +81,8 @@ class ODataService:
         except Exception as error:
             answer = error
         answer = finish(answer, request.method, scope["path"])
+        if self.observe is not None:
+            self.observe(scope["path"], request.method, answer.status, time.perf_counter() - began)
         await send({"type": "http.response.start", "status": answer.status, "headers": _encoded(answer)})
         await send({"type": "http.response.body", "body": answer.body})
 
@@ -101,7 +106,7 @@ class ODataService:
             raise unknown_segment(request.scope["path"].strip("/").partition("/")[0])
         headers = dict(request.headers)
         credentials = request.headers.getlist("authorization")
-        caller = await run_in_threadpool(self._authenticate, credentials[0] if len(credentials) == 1 else "", url.on_premises)
+        caller = await run_in_threadpool(self.authenticate, credentials[0] if len(credentials) == 1 else "", url.on_premises)
         async with self.limits.turn(str(caller.id)):
             body = await self._body(request)
             service = self.service.as_actor(caller.name, caller.id)
@@ -113,7 +118,7 @@ class ODataService:
         with within(self.service.settings.api_work_s):
             return serve(*request)
 
-    def _authenticate(self, authorization: str, on_premises: bool) -> Caller:
+    def authenticate(self, authorization: str, on_premises: bool) -> Caller:
         caller = self.sign_in.caller(authorization, on_premises)
         if caller is None:
             basic = ', Basic realm="skylift"' if self.sign_in.takes_basic(on_premises) else ""
@@ -184,6 +189,14 @@ def _permit(caller: Caller, method: str, resource: Resource) -> None:
         needed = (ADMINISTRATOR,)
     else:
         needed = (OPERATOR, ADMINISTRATOR)
+    _permit_roles(caller, needed)
+
+
+def permit_reading(caller: Caller) -> None:
+    _permit_roles(caller, (READER, OPERATOR, ADMINISTRATOR))
+
+
+def _permit_roles(caller: Caller, needed: Sequence[str]) -> None:
     if caller.role not in needed:
         has = f"the role {caller.role}" if caller.role else "no role"
         raise ODataError(403, "Authorization_RequestDenied", f"'{caller.name}' has {has}; this needs {' or '.join(needed)}.")

@@ -50,7 +50,7 @@ def parse_url(base: str, path: bytes, query: bytes) -> Url | None:
     if len(query) > MAX_QUERY:
         raise ODataError(414, "BadRequest", f"The query is longer than {MAX_QUERY} characters.")
     raw = [part for part in path.decode("latin-1").split("/") if part]
-    found = _root([part.lower() for part in raw])
+    found = find_root([part.lower() for part in raw])
     if found is None:
         return None
     api, length = found
@@ -70,7 +70,7 @@ def parse_url(base: str, path: bytes, query: bytes) -> Url | None:
     return Url(api, root, tuple(_segment(_decode(part)) for part in raw[length:]), options, others, raw[0].lower() != "v2.0")
 
 
-def _root(parts: list[str]) -> tuple[Api, int] | None:
+def find_root(parts: list[str]) -> tuple[Api, int] | None:
     """The API whose root the path begins with, and how long that is."""
     for before in range(min(len(parts), 4)):        # nothing, {instance}, v2.0/{environment} or v2.0/{tenant}/{environment}
         if parts[before] == "api" and (before < 2 or parts[0] == "v2.0"):

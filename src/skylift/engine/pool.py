@@ -19,7 +19,7 @@ from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name, is_the
 from skylift.engine.preserve import add_changed, add_missing
 from skylift.errors import CopyError, SkyliftError, SourceChanged, Transient
 from skylift.losses import taken
-from skylift.model import ARROW, Chunk, CopyTask, Progress, Table, TargetName, Watermark
+from skylift.model import ARROW, Chunk, CopyTask, Progress, Step, Table, TargetName, Watermark
 from skylift.runs import TableStatus
 
 PACK_TABLES = 100
@@ -163,15 +163,17 @@ class _Work:
                                       watermark=self._watermarks[task.table.path]))
 
     def _incremental(self, task: CopyTask, state: TableState) -> None:
-        self._changed(task, state, lambda state: add_changed(self.copier, task, state) if task.preserve else self.copier.apply(task, state))
+        self._changed("changes", task, state,
+                      lambda state: add_changed(self.copier, task, state) if task.preserve else self.copier.apply(task, state))
 
-    def _changed(self, task: CopyTask, state: TableState, step: Callable[[TableState], Progress]) -> None:
+    def _changed(self, name: str, task: CopyTask, state: TableState, step: Callable[[TableState], Progress]) -> None:
         self.results.put(Progress(task, TableStatus.IN_PROGRESS, total_rows=state.digest.rows, mode="incremental"))
         known: list[TableState] = [state]
 
         def attempt() -> Progress:                      # again: with what the target says by then
             return step(known.pop() if known else self.copier.target.states()[task.target])
 
+        began = time.time_ns()
         try:
             progress = self._patiently(attempt)
         except SourceChanged as error:                  # the feed cannot do it: copy whole, and say so
@@ -182,11 +184,11 @@ class _Work:
         except (CopyError, Transient) as error:
             self.results.put(_failed(task, error))
             return
-        self.results.put(self._explained(progress))
+        self.results.put(self._explained(_with_step(progress, name, began)))
 
     def _sweep(self, task: CopyTask, state: TableState) -> None:
         copier, watermark = self.copier, self._watermarks[task.table.path]
-        self._changed(task, state, lambda state: copier.sweep(
+        self._changed("sweep", task, state, lambda state: copier.sweep(
             replace(task, table=copier.source.measure(task.table)), state, watermark, self.workers))
 
     def _measure(self, tasks: list[CopyTask]) -> None:
@@ -221,17 +223,19 @@ class _Work:
 
     def _preserved(self, task: CopyTask) -> None:
         self.results.put(self._explained(Progress(task, TableStatus.IN_PROGRESS, total_rows=task.table.rows or 0, mode="full")))
+        began = time.time_ns()
         try:
             done = self._patiently(lambda: add_missing(self.copier, task, self._watermarks[task.table.path], self.workers))
         except (CopyError, Transient) as error:
             self.results.put(_failed(task, error))
         else:
-            self.results.put(self._explained(done))
+            self.results.put(self._explained(_with_step(done, "preserve", began)))
 
     def _small(self, tasks: list[CopyTask], attempt: int = 1) -> None:
         if len(tasks) < PACK_TABLES // 2:               # a full pack is over before a person has read its names
             for task in tasks:
                 self.results.put(self._explained(Progress(task, TableStatus.IN_PROGRESS, total_rows=task.table.rows or 0, mode="full")))
+        began = time.time_ns()
         try:
             done = self._patiently(lambda: self.copier.copy_small(tasks, self._watermarks))
         except (CopyError, Transient) as error:
@@ -245,14 +249,17 @@ class _Work:
                 self.results.put(_failed(tasks[0], error))
             return
         for progress in done:
-            self.results.put(self._explained(progress))
+            self.results.put(self._explained(_with_step(progress, "pack", began)))
 
     def _large(self, task: CopyTask, attempt: int = 1) -> None:
+        began = time.time_ns()
         try:
             plan, chunks = self._patiently(lambda: self.copier.begin(task, self._watermarks[task.table.path], self.workers))
         except (CopyError, Transient) as error:
             self.results.put(_failed(task, error))
             return
+        self.results.put(self._explained(Progress(task, TableStatus.IN_PROGRESS, total_rows=task.table.rows or 0, mode="full",
+                                                  steps=(Step("begin", began, time.time_ns()),))))
         copy = _LargeCopy(self, task, plan, len(chunks), attempt)
         for chunk in chunks:
             self._submit(copy.chunk, chunk)
@@ -323,28 +330,32 @@ class _LargeCopy:
     def chunk(self, chunk: Chunk) -> None:
         if self._failed:
             return
+        began = time.time_ns()
         try:
             rows, size_bytes = self._work._patiently(lambda: self._work.copier.copy_chunk(self._task, chunk))
         except (CopyError, Transient) as error:
             self._fail(error)
             return
+        step = Step("chunk", began, time.time_ns(), rows, size_bytes, chunk.id)
         with self._lock:
             self._left -= 1
             self._rows += rows
             self._bytes += size_bytes
             progress = Progress(self._task, TableStatus.IN_PROGRESS, rows=self._rows, size_bytes=self._bytes, mode="full",
-                                total_rows=max(self._rows, self._task.table.rows or 0))
+                                total_rows=max(self._rows, self._task.table.rows or 0), steps=(step,))
             last = self._left == 0
         self._work.results.put(self._work._explained(progress))
         if last:
             self.finish()
 
     def finish(self) -> None:
+        began = time.time_ns()
         try:
             progress = self._work._patiently(lambda: self._work.copier.finish(self._task, self._plan, self._work.workers))
         except (CopyError, Transient) as error:
             self._fail(error)
             return
+        progress = replace(progress, steps=(Step("finish", began, time.time_ns()),))
         self._work.results.put(self._work._explained(replace(progress, size_bytes=progress.size_bytes + self._bytes)))
 
     def _fail(self, error: SkyliftError) -> None:
@@ -365,6 +376,11 @@ def _failed(task: CopyTask, error: SkyliftError) -> Progress:
     """The last Progress of a task. Its error goes without the frames that it came through: they may hold statements open."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return Progress(task, TableStatus.FAILED, error=error)
+
+
+def _with_step(progress: Progress, name: str, began_ns: int) -> Progress:
+    """With the one step that all of it was."""
+    return replace(progress, steps=(Step(name, began_ns, time.time_ns(), progress.rows, progress.size_bytes),))
 
 
 def _is_swept(*watermarks: Watermark) -> bool:

@@ -28,7 +28,7 @@ class CompanyVerbs(Service):
             verb.permit("change_company")
             if "replicate" in values and values["replicate"] != company.replicate:
                 _update(verb, company, replicate=values["replicate"])
-                verb.log(f"company {company.name}", "include" if values["replicate"] else "leave_out")
+                verb.log(f"company {company.name}", "include" if values["replicate"] else "leave_out", about=company)
             return get_row(verb.connection, SourceCompany, id)
 
     def create_companies(self, company_id: UUID) -> None:

@@ -19,6 +19,7 @@ from skylift.engine.hashing import warm_up
 from skylift.errors import SkyliftError, Transient
 from skylift.migration.companies import create_marked, initialize_scheduled
 from skylift.migration.delivery import deliver
+from skylift.migration.figures import Figures
 from skylift.migration.lease import COORDINATOR, Lease, LeaseLost, pause, process
 from skylift.migration.replication import fail_run
 from skylift.migration.runner import is_cancelled, replicate
@@ -63,6 +64,7 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool], patie
 
 def _work(service: Service, ending: Callable[[], bool], patience_s: float) -> None:
     store, settings = service.store, service.settings
+    figures = Figures(store)
     healthy = time.monotonic()
     while not ending():
         lease = Lease(store, settings.lease_s)
@@ -70,7 +72,7 @@ def _work(service: Service, ending: Callable[[], bool], patience_s: float) -> No
             if not lease.take():
                 pause(settings.poll_s, ending)
                 continue
-            with lease:
+            with lease, service.telemetry.measuring(figures.read):
                 worker = Worker(service, lease, lambda: ending() or lease.lost())  # noqa: B023 (used within this turn only)
                 while not (ending() or lease.lost()):
                     worked = worker.work()
@@ -89,7 +91,7 @@ def _work(service: Service, ending: Callable[[], bool], patience_s: float) -> No
 def is_coordinated(store: Store) -> bool:
     """Whether some coordinator holds the lease: what is in progress moves on only then."""
     with store.read() as connection:
-        return leases.held_by(connection, COORDINATOR) != ""
+        return leases.is_held(connection, COORDINATOR)
 
 
 class Worker:

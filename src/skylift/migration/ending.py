@@ -143,7 +143,7 @@ class EndingVerbs(Service):
     def _disable(self, verb: Verb, details: str, reason: str, *, still_tracked: bool) -> None:
         if verb.state is MigrationState.DISABLED:
             verb.set(disabled_reason=reason, still_tracked=still_tracked)
-            verb.log("migration", reason.lower() or "disabled", why=details)
+            verb.log("migration", reason.lower() or "disabled", why=details, about=details)
         else:
             verb.move("disable", details, disabled_reason=reason, still_tracked=still_tracked, creation_task="", creation_error="")
         update_companies(verb.connection, source_companies.c.init_scheduled, init_scheduled=False)

@@ -232,8 +232,10 @@ def await_upgrade(verb: Verb) -> None:
     copied = sa.exists().where(run_tables.c.company_name == source_companies.c.name, run_tables.c.status == TableStatus.SUCCESSFUL,
                                run_tables.c.mode != "diagnostic")
     has_tables = sa.exists().where(registry.c.company_name == source_companies.c.name)
-    update_companies(verb.connection, source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE,
-                     sa.or_(copied, ~has_tables), upgrade_status=UpgradeStatus.PENDING)
+    waiting = (source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.NONE, sa.or_(copied, ~has_tables))
+    for name in verb.connection.scalars(sa.select(source_companies.c.name).where(*waiting).order_by(source_companies.c.name)).all():
+        verb.log(f"company {name}", "await_upgrade")
+    update_companies(verb.connection, *waiting, upgrade_status=UpgradeStatus.PENDING)
 
 
 def _leave_replicating(verb: Verb, event: str) -> None:

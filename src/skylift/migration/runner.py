@@ -29,11 +29,13 @@ from skylift.migration.replication import end_cancelled, end_run
 from skylift.migration.scope import Key, from_text, list_tables
 from skylift.migration.service import Service, Verb, get_migration, newest_run
 from skylift.migration.setup import sync_registry
+from skylift.migration.signals import of_left_out, of_step, of_table
 from skylift.model import CopyTask, Progress, Run, RunTable, new_id
 from skylift.products.registry import find_product
 from skylift.runs import ReplicationType, TableStatus
 from skylift.store import to_row
 from skylift.store.tables import registry, run_tables, runs, source_companies
+from skylift.telemetry import Signal
 
 FLUSH_S = 0.25                    # progress is written at most this often
 _GONE = ("The source no longer has this table; what was copied of it stays.", "50004")
@@ -183,6 +185,8 @@ def _enter_rows(verb: Verb, run: Run, tasks: Sequence[CopyTask], warnings: Mappi
         note(connection, RunTable, [row["id"] for row in rows], created=True)
         note(connection, Run, [run.id])                 # which counts them
         connection.execute(run_tables.insert(), rows)
+    if verb.tells:
+        verb.signals += [of_left_out(run, verb.now, *key, code) for key, (_, code) in warnings.items() if key not in here]
 
 
 class _Recorder:
@@ -196,10 +200,14 @@ class _Recorder:
         # What a coordinator before this one has finished counts on: its tables come again, as incremental copies.
         self._before = {key: row for key, row in self._rows.items() if row.status is TableStatus.SUCCESSFUL}
         self._waiting: dict[Key, Progress] = {}
+        self._tells = service.telemetry.on
+        self._signals: list[Signal] = []                # of what is written next
         self._written = time.monotonic()
 
     def add(self, progress: Progress) -> None:
         key = (progress.task.company, progress.task.table_name)
+        if self._tells:                                 # what the target has committed has happened, whatever becomes of the row here
+            self._signals += [of_step(self._run, self._rows[key], step) for step in progress.steps]
         before = self._before.get(key)
         if before is None or progress.status in _ENDED:
             self._waiting[key] = progress
@@ -215,6 +223,9 @@ class _Recorder:
                 self._check(connection)
                 self._write(connection)
             self._waiting.clear()
+        if self._signals:
+            self._service.telemetry.emit(self._signals)
+            self._signals = []
         self._written = time.monotonic()
 
     def _write(self, connection: sa.Connection) -> None:
@@ -223,10 +234,13 @@ class _Recorder:
         if any(progress.status in _ENDED for progress in self._waiting.values()):
             note(connection, Run, [self._run.id])       # which counts them
         connection.execute(runs.update().where(runs.c.run_id == self._run.run_id).values(attempts=0))
+        written = {key: self._values(key, progress, now) for key, progress in self._waiting.items()}
         connection.execute(
             run_tables.update().where(run_tables.c.run_id == self._run.run_id, run_tables.c.company_name == sa.bindparam("company"),
-                                      run_tables.c.table_name == sa.bindparam("name")),
-            [self._values(key, progress, now) for key, progress in self._waiting.items()])
+                                      run_tables.c.table_name == sa.bindparam("name")), [*written.values()])
+        if self._tells:
+            self._signals += [of_table(self._run, self._rows[key], values, self._waiting[key].steps) for key, values in written.items()
+                              if values["status"] in _ENDED]
         if self._run.replication_type is ReplicationType.DIAGNOSTIC:
             return
         here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))

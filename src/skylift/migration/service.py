@@ -13,12 +13,14 @@ import sqlalchemy as sa
 
 from skylift.errors import Conflict, NotFound, StateError
 from skylift.migration.changes import note
+from skylift.migration.signals import of_event
 from skylift.model import NO_ID, Run, Setup
 from skylift.runs import ALLOWED, MigrationState, ReplicationType, RunStatus, TableStatus, advance
 from skylift.settings import Settings
 from skylift.store import Store, to_row
 from skylift.store.secrets import SecretBox
 from skylift.store.tables import TABLES, companies, events, migration, run_tables, runs
+from skylift.telemetry import Signal, telemetry_of
 
 T = TypeVar("T")
 IfMatch = Callable[[Any], None]      # called with the current row; raises Conflict if it is not what the caller has seen
@@ -61,6 +63,7 @@ class Service:
         self.actor = actor
         self.actor_id = NO_ID
         self.box = SecretBox(settings.home)
+        self.telemetry = telemetry_of(settings)
         self._ensure_environment()
 
     def as_actor(self, name: str, id: UUID = NO_ID) -> Self:
@@ -76,10 +79,12 @@ class Service:
         `commits`: nothing that follows takes it back, also where several verbs are one transaction (odata.md B3).
         """
         with self.store.write() as connection:
-            verb = Verb(connection, self.actor)
+            verb = Verb(connection, self.actor, self.actor_id, tells=self.telemetry.on)
             if name:
                 verb.permit(name)
             yield verb
+        if verb.signals:
+            self.store.then(lambda: self.telemetry.emit(verb.signals))
         if commits:
             self.store.commit()
 
@@ -102,9 +107,11 @@ class Service:
 class Verb:
     """One verb under way: its transaction, the migration's row as it stands, and the only ways to change a state."""
 
-    def __init__(self, connection: sa.Connection, actor: str) -> None:
+    def __init__(self, connection: sa.Connection, actor: str, actor_id: UUID = NO_ID, *, tells: bool = False) -> None:
         self.connection = connection
-        self.actor = actor
+        self.actor, self.actor_id = actor, actor_id
+        self.tells = tells             # whether anybody is told of what happens here
+        self.signals: list[Signal] = []    # that are told once it is committed
         self.now = datetime.now(UTC)
         self.row = get_migration(connection, lock=True)
 
@@ -128,7 +135,7 @@ class Verb:
         if done.rowcount != 1:
             raise Conflict("the migration was changed by somebody else")
         self.row.update(values, state=after)
-        self.log("migration", event, before, after, why)
+        self.log("migration", event, before, after, why, about=why)
 
     def set(self, **values: Any) -> None:
         """Set columns of the migration's row other than its state."""
@@ -142,7 +149,7 @@ class Verb:
             runs.update().where(runs.c.id == run.id, runs.c.status == run.status).values(status=after, **values))
         if done.rowcount != 1:
             raise Conflict(f"run {run.run_id} was changed by somebody else")
-        self.log(f"run {run.run_id}", event, run.status, after, why)
+        self.log(f"run {run.run_id}", event, run.status, after, why, about=run)
 
     def after(self, run: Run) -> datetime:
         """Now, but not before the run began (a new row's start is set behind that of the newest one)."""
@@ -161,12 +168,15 @@ class Verb:
                   kind, status, source, details, scope)
         note(self.connection, Run, [run.id], created=True)
         self.connection.execute(runs.insert().values({c.name: getattr(run, c.name) for c in runs.columns if hasattr(run, c.name)}))
-        self.log(f"run {run.run_id}", event, "", status, details)
+        self.log(f"run {run.run_id}", event, "", status, details, about=run)
         return run
 
-    def log(self, subject: str, event: str, before: str = "", after: str = "", why: str = "") -> None:
-        self.connection.execute(events.insert().values(
-            at=self.now, actor=self.actor, subject=subject, event=event, from_state=str(before), to_state=str(after), why=why))
+    def log(self, subject: str, event: str, before: str = "", after: str = "", why: str = "", about: Any = None) -> None:
+        """A row of the event log, and a signal for those who watch; `about`: as `of_event` of signals.py takes it."""
+        self.connection.execute(events.insert().values(at=self.now, actor=self.actor, actor_id=self.actor_id, subject=subject, event=event,
+                                                       from_state=str(before), to_state=str(after), why=why))
+        if self.tells:
+            self.signals.append(of_event(self, subject, event, str(before), str(after), about))
 
 
 def get_migration(connection: sa.Connection, *, lock: bool = False) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class SetupVerbs(Service):
             get_row(verb.connection, Setup, setup_id)
             find_product(verb.row["product_id"])
             verb.permit("complete_setup")
+            verb.log("set-up", "complete")
             insert_defaults(verb)
             schedule_creation(verb)
 

@@ -24,7 +24,7 @@ from skylift.model import Run, TargetName
 from skylift.products.naming import target_name
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, UpgradeStatus
-from skylift.store.tables import registry, runs, source_companies, upgrade_tags
+from skylift.store.tables import events, registry, runs, source_companies, upgrade_tags
 from skylift.upgrades.execute import Company, StepDone, upgrade_company
 from skylift.upgrades.pack import Pack, find_packs
 
@@ -100,6 +100,7 @@ def upgrade(service: Service, run: Run, stop: Callable[[], bool], check: Callabl
     shared_error = ""
     with closing(open_target(service.box.open(row["target_url"]))) as target:
         states = target.states()
+        _note_begin(service, run, check)
         for name in ["", *pending]:
             if not _start(service, name, tag, packs, check):
                 continue
@@ -170,6 +171,15 @@ def end_upgrade(verb: Verb, run: Run, error: str) -> None:
     details = f"The data upgrade has failed. {error}" if error else "The data upgrade has been completed."
     verb.move_run(run, "fail" if error else "complete", details, details=details, ended_at=verb.after(run))
     verb.move("upgrade_failed" if error else "upgraded", error)
+
+
+def _note_begin(service: Service, run: Run, check: Callable[[sa.Connection], None]) -> None:
+    """In the event log, unless another coordinator has got further with it already."""
+    with service.verb() as verb:
+        check(verb.connection)
+        last = verb.connection.scalar(sa.select(sa.func.max(events.c.id)).where(events.c.subject == f"run {run.run_id}"))
+        if verb.connection.scalar(sa.select(events.c.event).where(events.c.id == last)) != "begin_upgrade":
+            verb.log(f"run {run.run_id}", "begin_upgrade", about=run)
 
 
 def _start(service: Service, company: str, tag: str, packs: Sequence[Pack], check: Callable[[sa.Connection], None]) -> bool:

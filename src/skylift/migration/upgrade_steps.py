@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -11,8 +11,11 @@ import sqlalchemy as sa
 from skylift.migration.service import Service, Verb
 from skylift.runs import UpgradeStatus
 from skylift.store.tables import upgrade_steps
+from skylift.telemetry import Signal, Value
 from skylift.upgrades.execute import StepDone
 from skylift.upgrades.pack import COMPANY, SHARED, Pack
+
+REPAIR = "companions"             # the pack that repairs companion rows
 
 
 def enter_steps(verb: Verb, company: str, packs: Sequence[Pack]) -> None:
@@ -23,6 +26,8 @@ def enter_steps(verb: Verb, company: str, packs: Sequence[Pack]) -> None:
         verb.connection.execute(upgrade_steps.insert(), [
             {"id": uuid4(), "company_name": company, "pack": pack.name, "step": step.id, "position": n, "checksum": step.checksum}
             for n, (pack, step) in enumerate(steps)])
+    if verb.tells and any(pack.name == REPAIR for pack, _ in steps):
+        verb.signals.append(Signal("repair.scheduled", verb.now, ("AL0000FXC",), {"CompanyName": company}))
 
 
 def note_step(service: Service, done: StepDone, check: Callable[[sa.Connection], None]) -> None:
@@ -36,6 +41,17 @@ def note_step(service: Service, done: StepDone, check: Callable[[sa.Connection],
         connection.execute(upgrade_steps.update().where(
             upgrade_steps.c.company_name == done.company, upgrade_steps.c.pack == done.pack, upgrade_steps.c.step == done.step).values(
             begun if done.seconds is None else {**ended, "status": status}))
+    if service.telemetry.on:
+        service.telemetry.emit([_signal(done, now)])
+
+
+def _signal(done: StepDone, now: datetime) -> Signal:
+    """Without what the step has said, for that may be rows."""
+    dimensions: dict[str, Value] = {"CompanyName": done.company, "Pack": done.pack, "Step": done.step, "Statements": len(done.statements)}
+    if done.seconds is None:
+        return Signal("step.begun", now, ("AL0000FJ1",) if done.pack == REPAIR else (), dimensions)
+    return Signal("step.failed" if done.error else "step.ended", now, ("AL0000FJ4",) if done.pack == REPAIR and not done.error else (),
+                  dimensions, failed=bool(done.error), began=now - timedelta(seconds=done.seconds))
 
 
 def settle_steps(verb: Verb, company: str, *, done: bool) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from skylift.errors import SetupError, Transient, redact
 from skylift.store import deadline
 
-SCHEMA = "0005"                   # the newest file in migrations/versions
+SCHEMA = "0006"                   # the newest file in migrations/versions
 BUSY_MS = 30_000                  # how long a writer waits for another one (SQLite)
 MOST_ASKED = 200                  # questions to the outside world for which a transaction is begun anew; others are asked inside it
 _SCHEMA_LOCK = 7_048_001          # PostgreSQL advisory lock that is held while the schema is made
@@ -68,6 +68,7 @@ class Together:
     def __init__(self, connection: sa.Connection, known: Known | None) -> None:
         self.connection = connection
         self.commits = 0
+        self.afterwards: list[Callable[[], None]] = []      # to be called when it has been committed
         self.known = known
         self.asked = 0
 
@@ -145,6 +146,7 @@ class Store:
                 connection.commit()
             finally:
                 self._thread.together = None
+        _call_all(together)
 
     def commit(self) -> None:
         """Inside `together`: what was done so far stays, whatever follows. Elsewhere nothing, for each block commits by itself."""
@@ -156,6 +158,14 @@ class Store:
                     together.connection.rollback()
                     raise
             together.commits += 1
+            _call_all(together)
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call it once what this thread has written is committed: now, or inside `together` at its end; never if that is taken back."""
+        if (together := self._together) is None:
+            call()
+        else:
+            together.afterwards.append(call)
 
     def outside(self, question: Any, ask: Callable[[], T]) -> T:
         """What `ask` gets from the outside world, which nobody who waits for the store waits for too: it is called outside of `together`.
@@ -187,6 +197,12 @@ class Store:
         self._readers.dispose()
         if self._watch is not None:
             self._watch.close()
+
+
+def _call_all(together: Together) -> None:
+    calls, together.afterwards = together.afterwards, []
+    for call in calls:
+        call()
 
 
 def open_store(url: str, statement_s: float = 0) -> Store:

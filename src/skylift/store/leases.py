@@ -37,6 +37,12 @@ def release_process(store: Store, name: str, process: str) -> None:
         connection.execute(leases.delete().where(leases.c.name == name, leases.c.holder.startswith(process, autoescape=True)))
 
 
+def is_held(connection: sa.Connection, name: str) -> bool:
+    """Whether anybody holds the lease now; locks nothing."""
+    until = connection.scalar(sa.select(leases.c.expires_at).where(leases.c.name == name))
+    return until is not None and until >= datetime.now(UTC)
+
+
 def held_by(connection: sa.Connection, name: str) -> str:
     """Who holds the lease now, '' = nobody. Locks the row where the database has row locks."""
     row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).mappings().first()

@@ -358,6 +358,7 @@ events = _table(
     sa.Column("id", sa.Integer, primary_key=True),
     _time("at"),
     _text("actor"),
+    sa.Column("actor_id", sa.Uuid, default=model.NO_ID),   # of their token; NO_ID = the command line, or skylift itself
     _text("subject"),
     _text("event"),
     _text("from_state"),
