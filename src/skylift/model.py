@@ -278,7 +278,8 @@ class SourceCompany:
     created: bool = False
     init_status: CompanyInit = CompanyInit.UNKNOWN
     init_error: str = ""
-    upgrade_status: UpgradeStatus = UpgradeStatus.NONE     # not in API v1.0
+    upgrade_status: UpgradeStatus = UpgradeStatus.NONE     # this and the next not in API v1.0
+    upgrade_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +308,24 @@ class Setup:
     runtime_name: str = ""
     runtime_key: str = ""
     state: MigrationState = MigrationState.NOT_SET_UP      # not in API v1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the migration stands (one row). Not in API v1.0."""
+
+    id: UUID
+    state: MigrationState
+    product_id: str
+    sql_server_type: SqlServerType
+    source_version: str
+    creation_error: str
+    disabled_reason: str           # '', Completed, Paused or Abandoned
+    still_tracked: bool            # disabled, and the source still holds what skylift installed there
+    source_url: str = field(repr=False)     # as Migration answers it: without secrets
+    target_url: str = field(repr=False)
+    headline: str = ""
+    verbs: tuple[str, ...] = ()    # that its state permits
 
 
 @dataclass(frozen=True, slots=True)

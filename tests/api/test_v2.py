@@ -7,8 +7,10 @@ import sqlalchemy as sa
 
 from skylift.model import Scope
 from skylift.runs import MigrationState, RunStatus, TableStatus
+from skylift.sample import create_sample
 from skylift.store.tables import migration, registry, run_tables, runs, source_companies
-from tests.api.conftest import Client, fill, number
+from tests.api.conftest import Client, fill, number, open_client
+from tests.migration.lab import Lab
 
 ROOT = "/api/skylift/cloudMigration/v2.0"
 
@@ -199,3 +201,170 @@ def test_readers_start_and_cancel_nothing(ready):
     assert reader.error("runs", "POST", body={})[0] == reader.error(f"runs({run['id']})/Microsoft.NAV.cancel", "POST")[0] == 403
     assert ready.as_role("operator", "operator").ask("POST", f"runs({run['id']})/Microsoft.NAV.cancel").status_code == 204
     assert len(reader.rows("runs")) == 13
+
+
+# ------------------------------------------------------------------ the migration and its verbs
+
+
+def test_the_migration_is_there_before_it_is_set_up(client):
+    [row] = Client(client.http, client.token, ROOT).rows("migrations")
+    assert (row["state"], row["headline"], row["source"], row["verbs"]) == (
+        "NotSetUp", "The migration is not set up.", "", ["setUp"])
+
+
+def test_the_migration_says_what_may_be_done_and_no_secret(ready):
+    box = ready.http.service.box
+    put(ready, migration, source_url=box.seal("mssql://sa:Geh31m!@erp:1433/bc"), target_url=box.seal("postgresql://u:s3cret@db/x"))
+    [row] = ready.rows("migrations")
+    assert (row["source"], row["target"]) == ("mssql://sa:***@erp:1433/bc", "postgresql://u:***@db/x")
+    assert row["verbs"] == ["abandon", "changeCompany", "changeMappings", "changeTables", "completeCloudMigration", "completeSetup",
+                            "createCompanies", "disableReplication", "forceCompletion", "initializeCompany", "pause", "resetCloudData",
+                            "runReplication", "setUp"]
+    assert row["headline"] == "The migration is ready for replication. The newest run has failed: "
+    run = ready.ask("POST", "runs", {}).json()
+    [row] = ready.rows("migrations")
+    assert (row["state"], row["verbs"]) == ("Replicating", ["cancel", "changeCompany", "changeMappings"])
+    ready.ask("POST", f"runs({run['id']})/Microsoft.NAV.cancel")
+    assert "cancel" not in ready.rows("migrations")[0]["verbs"]
+    assert ready.error("migrations?$filter=target eq 'x'")[0] == 501
+    assert ready.rows("migrations?$filter=state eq 'Replicating' and productId eq 'Custom'&$select=state")[0]["state"] == "Replicating"
+
+
+def act(client, action, body=None, **headers):
+    [row] = client.rows("migrations")
+    return client.ask("POST", f"migrations({row['id']})/Microsoft.NAV.{action}", body, **headers)
+
+
+def of(client):
+    return client.rows("migrations")[0]
+
+
+@pytest.fixture
+def connected(tmp_path):
+    """A v2.0 client of a migration of a real source."""
+    create_sample(tmp_path / "bc.db", companies=1, rows=300, tables=12)
+    client = open_client(tmp_path / "home")
+    lab = Lab(client.http.service, tmp_path / "bc.db")
+    lab.prepare()
+    yield Client(client.http, client.token, ROOT), lab
+    client.http.service.store.close()
+
+
+def test_pausing_and_abandoning_record_who_and_why(connected):
+    v2, _ = connected
+    assert act(v2, "pause", {"reason": "year's end"}).status_code == 204
+    row = of(v2)
+    assert (row["state"], row["disabledReason"], row["sourceTracked"], row["headline"]) == (
+        "Disabled", "Paused", True, "The migration is paused.")
+    assert v2.rows("runs?$top=1")[0]["details"] == "The migration has been paused. year's end"
+    assert act(v2, "abandon", {"reason": "bought something else"}).status_code == 204
+    assert (of(v2)["disabledReason"], of(v2)["sourceTracked"]) == ("Abandoned", False)
+    assert [(row["actor"], row["event"]) for row in v2.rows("events?$filter=subject eq 'migration'&$top=2")] == [
+        ("admin", "abandoned"), ("admin", "disable")]
+
+
+def test_a_forced_completion_needs_an_administrator_and_a_reason(connected):
+    v2, _ = connected
+    assert v2.as_role("operator").error(f"migrations({of(v2)['id']})/Microsoft.NAV.forceCompletion", "POST", body={"reason": "x"})[0] == 403
+    for body, code in ((None, "BadRequest_RequiredParamNotProvided"), ({}, "BadRequest_RequiredParamNotProvided"),
+                       ({"reason": None}, "BadRequest_RequiredParamNotProvided"), ({"reason": " "}, "Application_DialogException"),
+                       ({"reason": 1}, "BadRequest"), ({"reason": "x", "force": True}, "BadRequest")):
+        answer = act(v2, "forceCompletion", body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+    assert act(v2, "completeCloudMigration").status_code == 400
+    assert act(v2, "forceCompletion", {"reason": "a test"}).status_code == 204
+    assert of(v2)["headline"] == "The migration is completed."
+    assert "forced by admin: a test" in v2.rows("runs?$top=1")[0]["details"]
+
+
+def test_of_two_administrators_the_one_who_has_seen_less_is_told(ready):
+    seen = of(ready)["@odata.etag"]
+    assert act(ready, "resetCloudData", If_Match=seen).status_code == 204
+    put(ready, migration, disabled_reason="Paused")
+    assert act(ready, "pause", If_Match=seen).status_code == 409
+
+
+# ------------------------------------------------------------------ switches, companies, steps, events, limits
+
+
+def test_a_table_is_left_out_preserved_and_unblocked_by_patch(connected):
+    v2, _ = connected
+    shared = v2.rows("tables?$filter=companyName eq ''&$top=1")[0]
+    path = f"tables({shared['id']})"
+    assert v2.error(path, "PATCH", body={"replicate": False})[:2] == (400, "BadRequest_InvalidToken")
+    changed = v2.ask("PATCH", path, {"replicate": False, "preserve": True}, If_Match=shared["@odata.etag"])
+    assert changed.status_code == 200, changed.text
+    assert (changed.json()["replicate"], changed.json()["preserve"]) == (False, True)
+    assert v2.error(path, "PATCH", body={"replicate": True}, If_Match=shared["@odata.etag"])[:2] == (409, "Request_EntityChanged")
+    assert v2.error(path, "PATCH", body={"blocked": True}, If_Match="*")[1] == "Application_DialogException"
+    assert v2.ask("PATCH", path, changed.json() | {"replicate": True}, If_Match="*").json()["replicate"] is True   # as it was read
+    own = v2.rows("tables?$filter=companyName ne ''&$top=1")[0]
+    assert v2.error(f"tables({own['id']})", "PATCH", body={"preserve": True}, If_Match="*")[1] == "Application_DialogException"
+    events = v2.rows(f"events?$filter=subject eq 'table {shared['tableName']}'")
+    assert [row["event"] for row in events] == ["include", "preserve", "leave_out"]
+
+
+def test_a_failed_table_is_accepted_by_patch(connected):
+    v2, lab = connected
+    v2.ask("POST", "runs", {})
+    lab.work()
+    row = v2.rows("runTables?$filter=companyName ne ''&$top=1")[0]
+    with lab.store.write() as connection:
+        connection.execute(run_tables.update().where(run_tables.c.table_name == row["tableName"]).values(
+            status=TableStatus.FAILED, errors="disk full", error_code="50007"))
+        connection.execute(registry.update().where(registry.c.table_name == row["tableName"]).values(blocked=True))
+    [table] = v2.rows("tables?$filter=blocked eq true&$top=1")
+
+    assert v2.ask("PATCH", f"tables({table['id']})", {"blocked": False}, If_Match=table["@odata.etag"]).json()["blocked"] is False
+
+    [row] = v2.rows("runTables?$filter=errorCode eq 'Unblocked'")
+    assert (row["status"], row["errors"]) == ("Successful", "Unblocked by admin, not copied: disk full")
+
+
+def test_a_run_fills_what_v2_shows_of_its_tables(connected):
+    v2, lab = connected
+    v2.ask("POST", "runs", {})
+    lab.work()
+    tables = v2.rows("runTables?$filter=totalRecords gt 0")
+    assert tables
+    for row in tables:
+        assert (row["mode"], row["recordsCopied"], row["targetRows"]) == ("full", row["totalRecords"], row["totalRecords"])
+        assert len(row["digest"]) == 32 and row["startTime"] <= row["endTime"] and row["sizeBytes"] > 0
+    [run] = v2.rows("runs?$filter=tablesTotal gt 0")
+    assert run["recordsCopied"] == sum(row["recordsCopied"] for row in tables) == run["totalRecords"]
+    assert run["sizeBytes"] >= sum(row["sizeBytes"] for row in tables) and run["rowsPerSecond"] > 0
+
+
+def test_source_companies_have_what_v1_has_and_their_upgrade(connected):
+    v2, _ = connected
+    [company] = v2.rows("sourceCompanies")
+    assert (company["upgradeStatus"], company["upgradeError"], company["replicate"]) == ("None", "", True)
+    changed = v2.ask("PATCH", f"sourceCompanies({company['id']})", {"replicate": False}, If_Match=company["@odata.etag"])
+    assert changed.json()["replicate"] is False
+
+
+def test_events_are_read_page_by_page_and_by_number(connected):
+    v2, _ = connected
+    count = int(v2.get("events/$count").text)
+    ids, page = [], v2.get("events?$count=true", Prefer="odata.maxpagesize=3").json()
+    assert page["@odata.count"] == count > 6
+    while True:
+        ids += [row["id"] for row in page["value"]]
+        if "@odata.nextLink" not in page:
+            break
+        page = v2.get(page["@odata.nextLink"].partition(ROOT + "/")[2]).json()
+    assert ids == sorted(ids, reverse=True) and len(set(ids)) == count
+    assert v2.get(f"events({ids[0]})").json()["id"] == ids[0] == v2.get(f"events(id={ids[0]})/id").json()["value"]
+    assert v2.error("events(0)")[0] == 404 and v2.error("events('1')")[0] == v2.error(f"events({'9' * 19})")[0] == 400
+    assert v2.error("events", "POST", body={})[0] == v2.error(f"events({ids[0]})", "PATCH", body={})[0] == 405
+    first = v2.rows("events?$orderby=time,id&$top=1")[0]
+    assert first["id"] == ids[-1] and v2.rows(f"events?$filter=time le {first['time']} and actor ne 'x'&$top=1")
+
+
+def test_limits_say_what_is_bounded_and_by_which_setting(v2):
+    limits = {row["name"]: row for row in v2.rows("limits")}
+    assert limits["pageRows"]["value"] == v2.http.service.settings.page_size and limits["pageRows"]["setting"] == "page_size"
+    assert limits["companies"]["value"] is None and limits["batchRequests"]["value"] == 100
+    assert v2.get("limits('queryCharacters')").json()["value"] == 8099
+    assert v2.rows("limits?$filter=unit eq 'bytes' and setting ne ''&$orderby=name desc&$select=name")[0]["name"] == "bodyBytes"
+    assert v2.error("limits?$filter=value gt 5")[0] == 501

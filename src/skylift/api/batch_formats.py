@@ -17,11 +17,10 @@ from uuid import uuid4
 import msgspec
 
 from skylift.api.answer import Answer
+from skylift.api.bounds import MOST_ITEMS
 from skylift.api.errors import ODataError, bad_request, not_implemented
 from skylift.api.render import to_json
 from skylift.api.writing import is_json, media_type
-
-MOST_ITEMS = 100                 # B5
 
 
 @dataclass(frozen=True, slots=True)

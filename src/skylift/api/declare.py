@@ -89,7 +89,8 @@ class EntitySet:
     administrator: bool = False          # writes and actions are set-up (N4)
     filterable: tuple[Property, ...] = ()    # known in $filter only: what the links of webhooks compare (K4)
     aliases: tuple[str, ...] = ()        # the generated documentation's misspelling (U5)
-    rows: Callable[[], Sequence[Any]] | None = None      # where they are code and not in the store
+    rows: Callable[[Any], Sequence[Any]] | None = None   # those that are not in the store, of the service
+    noted: type | None = None            # whose changes webhooks tell (migration/changes.py), where it is not that of the rows
 
     @property
     def key(self) -> Property:

@@ -58,14 +58,14 @@ def read_rows(service: Migration, entity_set: EntitySet, query: Query) -> list[A
     if entity_set.rows is None:
         return service.select(entity_set.row, query)
     with service.store.read() as connection:
-        return select.select(connection, entity_set.row, query, entity_set.rows())
+        return select.select(connection, entity_set.row, query, entity_set.rows(service))
 
 
 def count_rows(service: Migration, entity_set: EntitySet, where: Expression | None) -> int:
     if entity_set.rows is None:
         return service.count(entity_set.row, where)
     with service.store.read() as connection:
-        return select.count(connection, entity_set.row, where, entity_set.rows())
+        return select.count(connection, entity_set.row, where, entity_set.rows(service))
 
 
 def both(a: Expression | None, b: Expression | None) -> Expression | None:

@@ -220,7 +220,7 @@ DEFINITIONS = EntitySet(
         Property("enumMembers",       "Collection(Microsoft.NAV.entityMetadataEnumMember)", "enum_members"),
     ),
     in_company=False,
-    rows=lambda: entity_definitions(V1),
+    rows=lambda _: entity_definitions(V1),
 )
 
 V1: Api = Api("microsoft", "cloudMigration", "v1.0", (COMPANIES, *IN_COMPANY, SUBSCRIPTIONS, DEFINITIONS), short=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from skylift.api import resources as v1
+from skylift.api.bounds import Limit, limits
 from skylift.api.declare import DECIMAL, FLAG, GUID, INT, LONG, STRING, STRINGS, TIME, Action, Api, EntitySet, Navigation, Property
 from skylift.api.metadata import entity_definitions
 from skylift.migration import Migration, progress
-from skylift.model import RunProgress, RunTable
-from skylift.runs import ReplicationType, RunStatus, TableStatus
+from skylift.model import Delivery, Event, Run, RunProgress, RunTable, Setup, Standing, TableSwitch, UpgradeStep
+from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus, UpgradeStatus
 
 _MODIFIED = (Property("lastModifiedDateTime", TIME, "modified_at"),)
 _REASON = Property("reason", STRING, "reason", 250, about="recorded with it")
@@ -55,6 +56,7 @@ RUNS = EntitySet(
                     "on from there.", (_REASON,)),),
     create=Migration.start_run,
     filterable=_MODIFIED,
+    noted=Run,
 )
 
 RUN_TABLES: EntitySet = EntitySet(
@@ -94,14 +96,151 @@ RUN_TABLES: EntitySet = EntitySet(
     filterable=_MODIFIED,
 )
 
+MIGRATIONS = EntitySet(
+    "migrations", "migration", Standing,
+    "The migration as it stands, one row from the beginning; it is set up through v1.0.",
+    properties=(
+        Property("id",                   GUID,    "id"),
+        Property("state",                STRING,  "state",             values=MigrationState),
+        Property("headline",             STRING,  "headline",          computed=True, about="the state in a sentence"),
+        Property("verbs",                STRINGS, "verbs",             computed=True, about="what the state permits now, by name: actions "
+                 "of this set and of v1.0, and `runReplication` (`POST runs`), `cancel`, `changeTables`, `changeCompany`, `changeMappings` "
+                 "and `setUp`. A verb may look at more than the state, and then refuses by itself"),
+        Property("productId",            STRING,  "product_id",        250),
+        Property("sqlServerType",        STRING,  "sql_server_type",   values=SqlServerType),
+        Property("sourceVersion",        STRING,  "source_version",    about="application version; empty where the product has none"),
+        Property("source",               STRING,  "source_url",        computed=True, about="URL without secrets"),
+        Property("target",               STRING,  "target_url",        computed=True, about="URL without secrets"),
+        Property("creationError",        STRING,  "creation_error",    about="why companies could not be created"),
+        Property("disabledReason",       STRING,  "disabled_reason",   about="`Completed`, `Paused`, `Abandoned`; empty = none was given, "
+                 "or it is not disabled"),
+        Property("sourceTracked",        FLAG,    "still_tracked",     about="the source still holds what was installed there"),
+    ),
+    actions=(
+        Action("pause", Migration.pause, "Stop migrating for now: what feeds changes in the source stays, so that after another set-up "
+               "only changes are moved.", (_REASON,), of_row=False),
+        Action("abandon", Migration.abandon, "Give the migration up: the source forgets skylift, everything copied stays.", (_REASON,),
+               of_row=False),
+        Action("disableReplication", Migration.disable_replication, "End replication for now, as in v1.0.", of_row=False),
+        Action("resetCloudData", Migration.reset_cloud_data, "Make the next run copy every table whole, as in v1.0.", of_row=False),
+        Action("runDataUpgrade", Migration.run_data_upgrade, "Run the upgrade that follows the newest run.",
+               (Property("company", STRING, "retry", 50, about="of the companies whose upgrade has failed only this one"),
+                Property("ifCurrent", FLAG, "current", about="only if no run has still to move what has changed in the source")),
+               of_row=False),
+        Action("completeCloudMigration", Migration.complete_cloud_migration, "End the migration, once everything has arrived, as in v1.0.",
+               of_row=False),
+        Action("forceCompletion", Migration.force_completion, "End the migration whatever is open; that is recorded, too.",
+               (replace(_REASON, required=True),), of_row=False, administrator=True),
+    ),
+    filterable=_MODIFIED,
+    noted=Setup,
+)
+
+TABLES = EntitySet(
+    "tables", "table", TableSwitch,
+    "The tables that can take part in runs, and how. What is switched counts for the next run.",
+    properties=(
+        Property("id",            GUID,   "id"),
+        Property("companyName",   STRING, "company_name", 250, about="empty for tables that belong to no company"),
+        Property("tableName",     STRING, "table_name",   250),
+        Property("replicate",     FLAG,   "replicate",    writable=True, about="false = left out; what was copied of it stays"),
+        Property("preserve",      FLAG,   "preserve",     writable=True, about="keep the target's rows, add those it lacks: only for "
+                 "tables that belong to no company. Back to false, it is copied whole"),
+        Property("blocked",       FLAG,   "blocked",      writable=True, about="its last copy failed. Set to false: that is accepted and "
+                 "holds up neither upgrade nor completion"),
+        Property("syncedVersion", LONG,   "synced_version", about="position of the source's feed that the target reflects; 0 or less = "
+                 "the next copy is whole"),
+    ),
+    order=("company_name", "table_name"),
+    change=Migration.change_table,
+    filterable=_MODIFIED,
+)
+
+SOURCE_COMPANIES = replace(
+    v1.SOURCE_COMPANIES, name="sourceCompanies", entity="sourceCompany", aliases=(), actions=(),
+    about="The companies found in the source, as `cloudMigrationCompanies` of v1.0, and what became of their data upgrade.",
+    properties=(
+        *v1.SOURCE_COMPANIES.properties,
+        Property("upgradeStatus", STRING, "upgrade_status", values=UpgradeStatus),
+        Property("upgradeError",  STRING, "upgrade_error"),
+    ))
+
+UPGRADE_STEPS = EntitySet(
+    "upgradeSteps", "upgradeStep", UpgradeStep,
+    "The steps of upgrade packs, company by company, since the data upgrade was asked for.",
+    properties=(
+        Property("id",          GUID,   "id"),
+        Property("companyName", STRING, "company_name", 250, about="empty for what belongs to no company"),
+        Property("pack",        STRING, "pack"),
+        Property("step",        STRING, "step"),
+        Property("position",    INT,    "position",     about="in the order of the packs and their steps, from 0"),
+        Property("status",      STRING, "status",       values=UpgradeStatus, about="`Pending` also if undone: a later one failed"),
+        Property("startTime",   TIME,   "started_at"),
+        Property("endTime",     TIME,   "ended_at"),
+        Property("statements",  INT,    "statements",   about="that were carried out"),
+        Property("notes",       STRING, "notes",        about="what the step has said, a line each"),
+        Property("error",       STRING, "error"),
+        Property("checksum",    STRING, "checksum"),
+    ),
+    order=("company_name", "position"),
+    filterable=_MODIFIED,
+)
+
+EVENTS = EntitySet(
+    "events", "event", Event,
+    "The log of what happened: who moved what from where to where, newest first.",
+    properties=(
+        Property("id",        LONG,   "id"),
+        Property("time",      TIME,   "at"),
+        Property("actor",     STRING, "actor",      about="whose token, or which part of skylift"),
+        Property("subject",   STRING, "subject",    about="`migration`, `run <runId>`, `company <name>`, `table <name>`, ..."),
+        Property("event",     STRING, "event"),
+        Property("fromState", STRING, "from_state"),
+        Property("toState",   STRING, "to_state"),
+        Property("reason",    STRING, "why"),
+    ),
+    order=("-id",),
+)
+
+DELIVERIES = EntitySet(
+    "deliveries", "delivery", Delivery,
+    "The calls of webhooks' receivers, newest first; the setting `webhook_log` says how many are kept.",
+    properties=(
+        Property("id",            LONG,   "id"),
+        Property("time",          TIME,   "at"),
+        Property("url",           STRING, "url",           about="without its query"),
+        Property("subscriptions", STRING, "subscriptions", about="ids, separated by blanks"),
+        Property("changes",       INT,    "items",         about="that it was told of"),
+        Property("attempt",       INT,    "attempt",       about="1 = the first"),
+        Property("httpStatus",    INT,    "status",        about="0 = no answer"),
+        Property("outcome",       STRING, "outcome",       about="`delivered`, `again`, `removed` or `given up`"),
+        Property("error",         STRING, "error"),
+        Property("durationMs",    INT,    "duration_ms",   about="milliseconds"),
+    ),
+    order=("-id",),
+)
+
+LIMITS = EntitySet(
+    "limits", "limit", Limit,
+    "What skylift bounds, in one place.",
+    properties=(
+        Property("name",    STRING, "name"),
+        Property("value",   LONG,   "value",   nullable=True, about="in `unit`; null = no limit"),
+        Property("unit",    STRING, "unit"),
+        Property("setting", STRING, "setting", about="that changes it; empty = none does"),
+        Property("about",   STRING, "about"),
+    ),
+    rows=limits,
+)
+
 SUBSCRIPTIONS = replace(
     v1.SUBSCRIPTIONS, about="Webhook subscriptions to a set of this API with a GUID as key (but not to `companies`), or to an entity of "
     "it. Otherwise as in v1.0.")
 
-IN_COMPANY: tuple[EntitySet, ...] = (RUNS, RUN_TABLES)
+IN_COMPANY: tuple[EntitySet, ...] = (MIGRATIONS, RUNS, RUN_TABLES, TABLES, SOURCE_COMPANIES, UPGRADE_STEPS, EVENTS, DELIVERIES, LIMITS)
 
 COMPANIES = replace(v1.COMPANIES, navigations=tuple(Navigation(s.name, s) for s in IN_COMPANY))
 
-DEFINITIONS = replace(v1.DEFINITIONS, rows=lambda: entity_definitions(V2))
+DEFINITIONS = replace(v1.DEFINITIONS, rows=lambda _: entity_definitions(V2))
 
 V2: Api = Api("skylift", "cloudMigration", "v2.0", (COMPANIES, *IN_COMPANY, SUBSCRIPTIONS, DEFINITIONS))

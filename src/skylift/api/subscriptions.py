@@ -48,8 +48,9 @@ def _subject(service: Migration, url: Url, headers: Mapping[str, str], text: str
     entity_set = resource.entity_set
     if resource.kind not in ("collection", "entity") or entity_set is None or resource.where is not None:
         raise bad_request(f"The resource '{text}' cannot be subscribed to: it is neither an entity set nor an entity.")
-    if entity_set.row not in KINDS:
+    kind = entity_set.noted or entity_set.row
+    if kind not in KINDS:
         raise bad_request(f"The resource '{text}' cannot be subscribed to: {entity_set.name} has no webhooks.")
     api = named.root[named.root.lower().rindex("/api/") + 1:]
-    return {"kind": entity_set.row.__name__, "entity_id": resource.row.id if resource.kind == "entity" else NO_ID,
+    return {"kind": kind.__name__, "entity_id": resource.row.id if resource.kind == "entity" else NO_ID,
             "resource": f"{api}/{resource.path}"}

@@ -9,10 +9,10 @@ from urllib.parse import quote, unquote_to_bytes
 from uuid import UUID
 
 from skylift.api.apis import APIS
+from skylift.api.bounds import MAX_QUERY
 from skylift.api.declare import Api, EntitySet, Property
 from skylift.api.errors import ODataError, bad_request
 
-MAX_QUERY = 8099
 OPTIONS = frozenset(("$filter", "$select", "$expand", "$orderby", "$top", "$skip", "$count", "$skiptoken", "$search", "$apply", "$compute",
                      "$format", "$schemaversion"))
 

@@ -47,7 +47,7 @@ def read_parameters(action: Action, body: bytes) -> dict[str, Any]:
         raise bad_request("The action takes no parameters.")
     if unknown := sorted(given.keys() - known.keys()):
         raise bad_request(f"The action '{action.name}' has no parameter '{unknown[0]}'; it has {', '.join(known)}.")
-    values = {known[name].attribute: _decoded(known[name], value) for name, value in given.items() if value != b"null"}
+    values = {known[name].attribute: _decoded(known[name], value) for name, value in given.items() if bytes(value) != b"null"}
     if missing := [p.name for p in action.parameters if p.required and p.attribute not in values]:
         raise bad_request(f"The action '{action.name}' needs the parameter '{missing[0]}'.", "BadRequest_RequiredParamNotProvided")
     return values

@@ -18,11 +18,12 @@ from skylift.migration.mappings import MappingVerbs
 from skylift.migration.replication import ReplicationVerbs
 from skylift.migration.service import get_row
 from skylift.migration.setup import SetupVerbs
+from skylift.migration.standing import complete
 from skylift.migration.switches import TableVerbs
 from skylift.migration.tokens import TokenVerbs
 from skylift.migration.upgrade import UpgradeVerbs
 from skylift.migration.webhooks import WebhookVerbs
-from skylift.model import ProductType, Run, Subscription
+from skylift.model import ProductType, Run, Standing, Subscription
 from skylift.products.registry import PRODUCTS
 from skylift.query import Attribute, Call, Expression, Literal, Query
 from skylift.store import select
@@ -38,7 +39,8 @@ class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, TableVerbs, ReplicationV
     def select(self, row_type: type[T], query: Query) -> list[T]:
         """Rows of a class of model.py: those of store/tables.py, and ProductType."""
         with self.store.read() as connection:
-            return select.select(connection, row_type, replace(query, where=_there(row_type, query.where)), _unstored(row_type))
+            rows = select.select(connection, row_type, replace(query, where=_there(row_type, query.where)), _unstored(row_type))
+            return cast(list[T], [complete(connection, cast(Standing, row), self.box) for row in rows]) if row_type is Standing else rows
 
     def count(self, row_type: type, where: Expression | None = None) -> int:
         with self.store.read() as connection:
@@ -54,10 +56,10 @@ class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, TableVerbs, ReplicationV
         with self.store.read() as connection:
             if not issubclass(row_type, Run):
                 return get_row(connection, row_type, key)
-            rows = select.select(connection, row_type, Query(Call("eq", (Attribute("id"), Literal(key))), top=1))
-            if not rows:
-                raise NotFound(f"there is no run with the key {key}")
-            return rows[0]
+        rows = self.select(row_type, Query(Call("eq", (Attribute("id"), Literal(key))), top=1))
+        if not rows:
+            raise NotFound(f"there is no run with the key {key}")
+        return rows[0]
 
 
 def _there(row_type: type, where: Expression | None) -> Expression | None:

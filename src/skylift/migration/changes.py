@@ -9,7 +9,7 @@ subscription's back. Source: odata.md K4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,12 +17,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from skylift.model import NO_ID, Run, RunTable, Setup, SourceCompany, TableMapping
-from skylift.store.tables import change_counter, changes, source_companies, subscriptions
+from skylift.model import NO_ID, Run, RunTable, Setup, SourceCompany, TableMapping, TableSwitch, UpgradeStep
+from skylift.store.tables import change_counter, changes, registry, source_companies, subscriptions
 
 MOST = 1000                       # changes that are told one by one; more are told as one of the whole set
 KEPT = 3 * MOST                   # rows of a kind before the older ones become one
-KINDS = (Run, RunTable, SourceCompany, Setup, TableMapping)      # K3: stored, with a GUID as key
+KINDS = (Run, RunTable, SourceCompany, Setup, TableMapping, TableSwitch, UpgradeStep)      # K3: stored, with a GUID as key
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -57,6 +57,15 @@ def note(connection: sa.Connection, kind: type, ids: Sequence[UUID] | sa.Select,
     concerned = sa.true() if found == [NO_ID] else subscriptions.c.entity_id.in_([NO_ID, *found])
     idle = sa.and_(subscriptions.c.kind == kind.__name__, subscriptions.c.waiting_since.is_(None))
     connection.execute(subscriptions.update().where(idle, concerned).values(waiting_since=now))
+
+
+def note_switches(connection: sa.Connection, keys: Collection[tuple[str, str]], *, deleted: bool = False) -> None:
+    """As `note`, of the switches of these tables: (company, table)."""
+    ids = sa.select(registry.c.id)
+    if len(keys) <= MOST:
+        ids = ids.where(sa.tuple_(registry.c.company_name, registry.c.table_name).in_(list(keys)))
+    if keys:
+        note(connection, TableSwitch, ids, deleted=deleted and len(keys) <= MOST)
 
 
 def update_companies(connection: sa.Connection, *where: sa.ColumnElement[bool], **values: Any) -> int:

@@ -14,10 +14,11 @@ import sqlalchemy as sa
 
 from skylift.connectors import open_source
 from skylift.errors import Conflict, NotFound, SetupError, SkyliftError, StateError, Transient, redact
-from skylift.migration.changes import update_companies
+from skylift.migration.changes import note, update_companies
 from skylift.migration.cutover import refuse_unproven
 from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import Service, Verb, newest_run
+from skylift.model import Setup
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, UpgradeStatus
 from skylift.store.tables import runs, source_companies
@@ -82,6 +83,10 @@ class EndingVerbs(Service):
         assert problem is not None
         raise problem
 
+    def force_completion(self, reason: str) -> None:
+        """End the migration for good, whatever is open."""
+        self.complete_cloud_migration(force=True, reason=reason)
+
     def _prove(self, row: Mapping[str, Any]) -> bool:
         """Look at source and target, as soon as they are free; False if somebody else has completed the migration meanwhile."""
         for tries_left in range(BUSY_TRIES, -1, -1):
@@ -137,11 +142,13 @@ class EndingVerbs(Service):
         if now == PAUSED or (reason == ABANDONED and now != ABANDONED):
             self._disable(verb, details, reason, still_tracked=False)
         elif tracked:
+            note(verb.connection, Setup, [verb.row["id"]])
             verb.set(still_tracked=False)
             verb.log("migration", "untrack")
 
     def _disable(self, verb: Verb, details: str, reason: str, *, still_tracked: bool) -> None:
         if verb.state is MigrationState.DISABLED:
+            note(verb.connection, Setup, [verb.row["id"]])
             verb.set(disabled_reason=reason, still_tracked=still_tracked)
             verb.log("migration", reason.lower() or "disabled", why=details, about=details)
         else:

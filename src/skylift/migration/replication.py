@@ -13,7 +13,7 @@ from skylift.errors import SetupError, StateError, redact
 from skylift.migration.changes import note, update_companies
 from skylift.migration.scope import EVERYTHING, Part, forget_copies, from_text, look_up, to_text
 from skylift.migration.service import Service, Verb, count_tables, get_row, newest_run
-from skylift.model import Run, RunTable, Scope
+from skylift.model import Run, RunTable, Scope, UpgradeStep
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.store import to_row
@@ -102,6 +102,7 @@ class ReplicationVerbs(Service):
             if verb.state is MigrationState.UPGRADE_FAILED:
                 update_companies(verb.connection, upgrade_status=UpgradeStatus.NONE, upgrade_error="")
                 verb.connection.execute(upgrade_tags.delete())
+                note(verb.connection, UpgradeStep, sa.select(upgrade_steps.c.id), deleted=True)
                 verb.connection.execute(upgrade_steps.delete())
                 verb.move("reset")
             else:

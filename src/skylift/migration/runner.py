@@ -23,7 +23,7 @@ from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
 from skylift.errors import SetupError, SkyliftError, Transient, redact
 from skylift.losses import Losses
-from skylift.migration.changes import note
+from skylift.migration.changes import note, note_switches
 from skylift.migration.mappings import all_mappings
 from skylift.migration.replication import end_cancelled, end_run
 from skylift.migration.scope import Key, from_text, list_tables
@@ -252,6 +252,7 @@ class _Recorder:
                   for key, p in self._waiting.items() if p.status is TableStatus.FAILED]
         for rows in (copied, failed):
             if rows:
+                note_switches(connection, [(str(row["company"]), str(row["name"])) for row in rows])
                 connection.execute(registry.update().where(here), rows)
 
     def _values(self, key: Key, p: Progress, now: datetime) -> dict[str, object]:

@@ -10,8 +10,9 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from skylift.errors import NotFound, StateError
+from skylift.migration.changes import note, note_switches
 from skylift.migration.service import Verb
-from skylift.model import Scope
+from skylift.model import Scope, TableSwitch
 from skylift.products.naming import is_called
 from skylift.store.tables import registry, run_tables, source_companies
 
@@ -146,10 +147,12 @@ def forget_copies(verb: Verb, part: Part) -> None:
     """The next run copies these tables whole, and nothing of a copy that has begun is used for it."""
     verb.set(copy_id=uuid4())
     if part == Part():
+        note(verb.connection, TableSwitch, sa.select(registry.c.id))
         verb.connection.execute(registry.update().values(synced_version=0))
         return
     keys = [{"company": row.company_name, "name": row.table_name} for row in verb.connection.execute(
         sa.select(registry.c.company_name, registry.c.table_name)) if (row.company_name, row.table_name) in part]
     if keys:
+        note_switches(verb.connection, [(key["company"], key["name"]) for key in keys])
         here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
         verb.connection.execute(registry.update().where(here).values(synced_version=0), keys)

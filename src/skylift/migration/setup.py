@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from skylift.connectors import Source, check_apart, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
 from skylift.errors import CopyError, SetupError, StateError, Transient, redact
-from skylift.migration.changes import note, update_companies
+from skylift.migration.changes import note, note_switches, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
 from skylift.migration.scope import Part, forget_copies
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
-from skylift.model import NO_ID, Setup, SourceCompany
+from skylift.model import NO_ID, Setup, SourceCompany, TableSwitch
 from skylift.products import Catalogue, Product, measured
 from skylift.products.naming import same_name
 from skylift.products.registry import find_product
@@ -259,15 +259,18 @@ def sync_registry(connection: sa.Connection, whole: Plan, found: Catalogue) -> l
     known = {(row.company_name, row.table_name): row for row in connection.execute(sa.select(registry))}
     origins = {(table.company, table.table_name): table for table in found.tables}
     keys = [(task.company, task.table_name) for task in whole.tasks]
-    added = [{"company_name": key[0], "table_name": key[1], "app_id": origins[key].app_id if key in origins else None,
-              "preserve": key in origins and origins[key].preserve} for key in keys if key not in known]
+    added: list[dict[str, Any]] = [
+        {"id": uuid4(), "company_name": key[0], "table_name": key[1], "app_id": origins[key].app_id if key in origins else None,
+         "preserve": key in origins and origins[key].preserve} for key in keys if key not in known]
     gone = sorted(known.keys() - set(keys))
     if added:
+        note(connection, TableSwitch, [row["id"] for row in added], created=True)
         connection.execute(registry.insert(), added)
     here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
     decided = [key for key in gone if known[key].preserve or not known[key].replicate]
     for keys, change in ((decided, registry.update().values(synced_version=-1, blocked=False)),       # nobody waits for it
                          (sorted(set(gone) - set(decided)), registry.delete())):
         if keys:
+            note_switches(connection, keys, deleted=keys is not decided)
             connection.execute(change.where(here), [{"company": company, "name": name} for company, name in keys])
     return [key for key in gone if key not in origins and known[key].replicate]

@@ -25,9 +25,9 @@ _EVENTS = {("replicate", True): "include", ("replicate", False): "leave_out",
 
 class TableVerbs(Service):
     def change_table(self, id: UUID, values: Mapping[str, Any], if_match: IfMatch) -> TableSwitch:
-        """Switch a table for the next runs; `values`: {"replicate": bool, "preserve": bool}, or one of them.
+        """Switch a table for the next runs; `values`: replicate, preserve and blocked, or some of them; blocked as unblock_table says.
 
-        Raises SetupError for a table that can only be preserved, or never.
+        Raises SetupError for a table that can only be preserved, or never, and for one that is to be blocked.
         """
         with self.verb() as verb:
             table = get_row(verb.connection, TableSwitch, id)
@@ -37,11 +37,17 @@ class TableVerbs(Service):
                        if name in values and values[name] != getattr(table, name)}
             if "preserve" in changed:
                 _check_preserve(verb, table, changed["preserve"])
+            if values.get("blocked", table.blocked) is not table.blocked:
+                if not table.blocked:
+                    raise SetupError(f"{_named(table)}: only a copy that fails blocks a table", hint="leave it out: replicate = false",
+                                     code="NotBlocked")
+                _unblock(verb, table)
             for name, value in changed.items():
-                verb.log(f"table {table.company_name} {table.table_name}", _EVENTS[name, value])
+                verb.log(f"table {_named(table)}", _EVENTS[name, value])
             if changed.get("preserve") is False:           # the target's table is emptied, then copied (§5.2)
                 changed["synced_version"] = 0
             if changed:
+                note(verb.connection, TableSwitch, [id])
                 verb.connection.execute(registry.update().where(registry.c.id == id).values(changed))
             return get_row(verb.connection, TableSwitch, id)
 
@@ -53,23 +59,31 @@ class TableVerbs(Service):
         with self.verb() as verb:
             table = get_row(verb.connection, TableSwitch, id)
             verb.permit("change_tables")
-            rows = run_tables.c
-            last = verb.connection.execute(sa.select(run_tables).where(
-                rows.company_name == table.company_name, rows.table_name == table.table_name, rows.mode != "diagnostic",
-            ).order_by(rows.ended_at.desc()).limit(1)).first()
-            name = f"{table.company_name} {table.table_name}".strip()
-            if not table.blocked or last is None or last.status is not TableStatus.FAILED:
-                raise StateError(f"table {name} is not blocked", hint="only a table whose last copy failed is", code="NotBlocked")
-            note(verb.connection, RunTable, [last.id])
-            note(verb.connection, Run, sa.select(runs.c.id).where(runs.c.run_id == last.run_id))      # which counts it
-            verb.connection.execute(run_tables.update().where(run_tables.c.id == last.id).values(
-                status=TableStatus.SUCCESSFUL, error_code="Unblocked",
-                errors=f"Unblocked by {self.actor}, not copied: {last.errors}"[:MAX_ERROR]))
-            verb.connection.execute(registry.update().where(registry.c.id == id).values(
-                blocked=False, synced_version=table.synced_version or -1))
-            verb.log(f"table {name}", "unblock", why=last.errors)
-            _go_on(verb)
+            _unblock(verb, table)
             return get_row(verb.connection, TableSwitch, id)
+
+
+def _unblock(verb: Verb, table: TableSwitch) -> None:
+    rows = run_tables.c
+    last = verb.connection.execute(sa.select(run_tables).where(
+        rows.company_name == table.company_name, rows.table_name == table.table_name, rows.mode != "diagnostic",
+    ).order_by(rows.ended_at.desc()).limit(1)).first()
+    if not table.blocked or last is None or last.status is not TableStatus.FAILED:
+        raise StateError(f"table {_named(table)} is not blocked", hint="only a table whose last copy failed is", code="NotBlocked")
+    note(verb.connection, RunTable, [last.id])
+    note(verb.connection, Run, sa.select(runs.c.id).where(runs.c.run_id == last.run_id))      # which counts it
+    note(verb.connection, TableSwitch, [table.id])
+    verb.connection.execute(run_tables.update().where(run_tables.c.id == last.id).values(
+        status=TableStatus.SUCCESSFUL, error_code="Unblocked",
+        errors=f"Unblocked by {verb.actor}, not copied: {last.errors}"[:MAX_ERROR]))
+    verb.connection.execute(registry.update().where(registry.c.id == table.id).values(
+        blocked=False, synced_version=table.synced_version or -1))
+    verb.log(f"table {_named(table)}", "unblock", why=last.errors)
+    _go_on(verb)
+
+
+def _named(table: TableSwitch) -> str:
+    return f"{table.company_name} {table.table_name}".strip()
 
 
 def _check_preserve(verb: Verb, table: TableSwitch, wanted: bool) -> None:

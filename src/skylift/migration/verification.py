@@ -12,6 +12,7 @@ from skylift.engine.plan import of_companies, plan
 from skylift.engine.verify import TableDifference, compare_tables
 from skylift.errors import StateError
 from skylift.losses import Losses
+from skylift.migration.changes import note_switches
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, get_migration
 from skylift.model import CopyTask
@@ -28,6 +29,7 @@ def copy_again(service: Service, tables: Iterable[tuple[str, str]]) -> bool:
         if not keys or verb.state not in ALLOWED["reset_cloud_data"]:
             return False
         here = sa.and_(registry.c.company_name == sa.bindparam("company"), registry.c.table_name == sa.bindparam("name"))
+        note_switches(verb.connection, [(key["company"], key["name"]) for key in keys])
         verb.connection.execute(registry.update().where(here).values(synced_version=0), keys)
         names = ", ".join(f"{key['company']} {key['name']}".strip() for key in keys[:5])
         verb.log("migration", "differs", why=f"{len(keys)} to be copied again: {names}{', ...' if len(keys) > 5 else ''}")

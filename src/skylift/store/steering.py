@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from skylift.query import Attribute, Call, Expression, Literal, Query
 
 FEW = 2_000                       # rows that are read and sorted in the time of a page
-INDEXED = frozenset(("id", "run_id", "company_name", "table_name", "status", "records_copied", "total_records", "errors", "modified_at"))
+INDEXED = frozenset(("id", "run_id", "company_name", "table_name", "status", "records_copied", "total_records", "errors", "error_code",
+                     "modified_at"))
 _SEEKS = ("eq", "ne", "lt", "le", "gt", "ge", "in", "startswith", "like", "in")
 
 

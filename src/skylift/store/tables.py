@@ -238,7 +238,7 @@ run_tables = _table(
              sqlite_where=sa.text("status = 'Failed'"), postgresql_where=sa.text("status = 'Failed'")),
     # What the API may filter and order by among all runs' rows; the run itself is in the indexes above.
     *(sa.Index(f"ix_run_tables_{name}_id", name, "id")
-      for name in ("company_name", "table_name", "records_copied", "total_records", "errors")),
+      for name in ("company_name", "table_name", "records_copied", "total_records", "errors", "error_code")),
     sa.Index("ix_run_tables_modified_at", "modified_at"),
 )
 sa.Index("ix_run_tables_rank_id", Grouping(rank(run_tables.c.status, list(TableStatus))), run_tables.c.id)
@@ -253,6 +253,7 @@ registry = _table(                                     # every table that takes 
     _flag("blocked"),                                  # its last copy failed
     _flag("replicate", default=True),
     _flag("preserve"),                                 # keep the target's rows, add only missing ones
+    _modified(),
     sa.Index("ix_registry_id", "id", unique=True),
 )
 
@@ -298,6 +299,7 @@ upgrade_steps = _table(                                # of upgrade packs, as pe
     _text("error"),
     _time("started_at", null=True),
     _time("ended_at", null=True),
+    _modified(),
     sa.UniqueConstraint("company_name", "pack", "step"),
 )
 
@@ -357,13 +359,14 @@ events = _table(
     "events",
     sa.Column("id", sa.Integer, primary_key=True),
     _time("at"),
-    _text("actor"),
+    sa.Column("actor", Short, default=""),
     sa.Column("actor_id", sa.Uuid, default=model.NO_ID),   # of their token; NO_ID = the command line, or skylift itself
-    _text("subject"),
+    sa.Column("subject", Short, default=""),
     _text("event"),
     _text("from_state"),
     _text("to_state"),
     _text("why"),
+    *(sa.Index(f"ix_events_{name}_id", name, "id") for name in ("at", "actor", "subject", "event")),
 )
 
 leases = _table(
@@ -384,6 +387,11 @@ tokens = _table(
     _time("revoked_at", null=True),
 )
 
+# The migration as v2.0 shows it: there from the beginning. What is sealed, and what is worked out, migration/standing.py adds.
+_standing = sa.select(*(migration.c[name] for name in (
+    "id", "state", "product_id", "sql_server_type", "source_version", "creation_error", "disabled_reason", "still_tracked", "modified_at",
+    "source_url", "target_url"))).subquery("standing")
+
 # The set-up as the API shows it: absent until there is one, and never with a secret.
 _setup = sa.select(
     migration.c.id, migration.c.product_id, migration.c.sql_server_type, migration.c.state, migration.c.modified_at,
@@ -394,5 +402,5 @@ TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stor
     model.Run: runs, model.RunProgress: runs, model.RunTable: run_tables, model.SourceCompany: source_companies, model.Company: companies,
     model.Setup: _setup, model.TableMapping: table_mappings, model.Subscription: subscriptions, model.App: apps,
     model.Event: events, model.Token: tokens, model.Delivery: deliveries, model.TableSwitch: registry,
-    model.UpgradeStep: upgrade_steps,
+    model.UpgradeStep: upgrade_steps, model.Standing: _standing,
 }
