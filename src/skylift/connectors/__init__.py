@@ -160,20 +160,29 @@ class Transaction(Protocol):
         """The quoted name that a source's column goes by in the target."""
 
 
-class Target(Protocol):
-    """A database to copy to; safe to call from several threads. The ledger beside the data is the truth about what arrived."""
+class Destination(Protocol):
+    """What can be asked of a target without writing to it; safe to call from several threads."""
 
     max_name_bytes: int
     chunk_rows: int                 # rows of a chunk that this database stores best
     formats: Container[str]         # that it reads and writes; ARROW is one of them
     losses: Losses                  # what may be changed where a value cannot be held exactly
-    dialect: str                    # of its SQL: the scheme of its URL; '' = it has none, and no transaction for statements
+
+    def declares(self, table: Table) -> dict[str, str]:
+        """How each column would be declared, by its name there. Raises ValueRefused for a type that has no exact counterpart."""
 
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
         """`batch` as this database can hold it, before it is hashed. Raises ValueRefused for what no setting accepts to change."""
 
-    def transaction(self) -> AbstractContextManager[Transaction]: ...
     def states(self) -> dict[TargetName, TableState]: ...
+
+
+class Target(Destination, Protocol):
+    """A database to copy to; safe to call from several threads. The ledger beside the data is the truth about what arrived."""
+
+    dialect: str                    # of its SQL: the scheme of its URL; '' = it has none, and no transaction for statements
+
+    def transaction(self) -> AbstractContextManager[Transaction]: ...
     def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:
         """The full copies that have begun under this id and not ended, by the table they build."""
 

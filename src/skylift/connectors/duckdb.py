@@ -99,6 +99,9 @@ class DuckDBTarget:
         except duckdb.CatalogException:
             raise TargetFailed(f"DuckDB file {self.path} has been closed", hint="run again: what has arrived stays") from None
 
+    def declares(self, table: Table) -> dict[str, str]:
+        return declares(table)
+
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
         return batch                                # every value that a source hands out
 
@@ -193,12 +196,7 @@ class DuckDBTransaction:
         self._written: set[TargetName] = set()
 
     def create(self, name: TargetName, table: Table) -> None:
-        columns = []
-        for field, declared in table.declared():
-            kind = _type(field.type)
-            if kind is None:
-                raise ValueRefused(f"{table.name}.{field.name}: DuckDB has no exact type for {declared or field.type}")
-            columns.append(f"{quote(field.name)} {kind}{' not null' if field.name in table.key else ''}")
+        columns = [f"{quote(column)} {kind}{' not null' if column in table.key else ''}" for column, kind in declares(table).items()]
         if name.schema:
             self._cursor.execute(f"create schema if not exists {quote(name.schema)}")
         self._cursor.execute(f"create or replace table {_table(name)} ({', '.join(columns)})")
@@ -312,6 +310,17 @@ def _read(cursor: duckdb.DuckDBPyConnection, sql: str, schema: pa.Schema) -> Bat
     reader = cursor.sql(sql).to_arrow_reader(READ_ROWS)
     for batch in reader:
         yield batch if batch.schema.types == schema.types else batch.cast(schema)
+
+
+def declares(table: Table) -> dict[str, str]:
+    """How DuckDB declares the columns. Raises ValueRefused for a type that has no exact counterpart."""
+    kinds = {}
+    for field, declared in table.declared():
+        kind = _type(field.type)
+        if kind is None:
+            raise ValueRefused(f"{table.path}.{field.name}: DuckDB has no exact type for {declared or field.type}")
+        kinds[field.name] = kind
+    return kinds
 
 
 def _type(kind: pa.DataType) -> str | None:

@@ -114,6 +114,9 @@ class LakeTarget:
         self._log.close()
         self._store.close()
 
+    def declares(self, table: Table) -> dict[str, str]:
+        return {field.name: str(field.type) for field in self._form.stored_schema(table)}
+
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
         return batch                                   # every value of a type that is stored at all
 

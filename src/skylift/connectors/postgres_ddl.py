@@ -53,18 +53,26 @@ def column_list(columns: Iterable[str]) -> str:
     return ", ".join(quote(column_name(column)) for column in columns)
 
 
+def declares(table: Table) -> dict[str, str]:
+    """How the columns are declared, by their names here. Raises ValueRefused for a type that has no exact counterpart."""
+    kinds = {}
+    for field, declared in table.declared():
+        kind = declared if table.format != ARROW else column_type(field.type)
+        if kind is None:
+            raise ValueRefused(f"{table.path}.{field.name}: PostgreSQL has no exact type for {declared or field.type}")
+        kinds[column_name(field.name)] = kind
+    return kinds
+
+
 def create_sql(name: TargetName, table: Table) -> list[str]:
     """An empty table with the columns' types, or in a native format with those that they have in the source.
 
     A name that had to be cut keeps the true one as a comment. Raises ValueRefused for a type that has no exact counterpart.
     """
-    columns, comments = [], []
-    for field, declared in table.declared():
-        kind = declared if table.format != ARROW else column_type(field.type)
-        if kind is None:
-            raise ValueRefused(f"{table.path}.{field.name}: PostgreSQL has no exact type for {declared or field.type}")
+    kinds, columns, comments = declares(table), [], []
+    for field in table.schema:
         column = column_name(field.name)
-        columns.append(f"{quote(column)} {kind}{' not null' if field.name in table.key else ''}")
+        columns.append(f"{quote(column)} {kinds[column]}{' not null' if field.name in table.key else ''}")
         if column != field.name:
             comments.append(f"comment on column {table_sql(name)}.{quote(column)} is {_literal(field.name)}")
     if name.table not in table.path:

@@ -35,7 +35,7 @@ from skylift.connectors.postgres import (
     where,
 )
 from skylift.connectors.postgres_binary import Decoder, copy_out
-from skylift.connectors.postgres_ddl import column_list, create_sql, give_way, key_sql, missing_schemas, table_sql
+from skylift.connectors.postgres_ddl import column_list, create_sql, declares, give_way, key_sql, missing_schemas, table_sql
 from skylift.connectors.postgres_load import copy_in, fit, held, on_the_wire
 from skylift.connectors.sql import fit as cut
 from skylift.connectors.sql import quote
@@ -126,6 +126,9 @@ class PostgresTarget:
                 connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
                 if not all(_ledger_tables(connection).values()):
                     connection.execute(_LEDGER)
+
+    def declares(self, table: Table) -> dict[str, str]:
+        return declares(table)
 
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
         return batch if table.format != ARROW else fit(batch, table, self.losses)

@@ -111,6 +111,9 @@ class SqlServerTarget:
         with self.sessions.connection() as session:
             return Loader(session)
 
+    def declares(self, table: Table) -> dict[str, str]:
+        return column_types(table, self.genuine)
+
     def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
         return fit(batch, table, self.losses)
 
