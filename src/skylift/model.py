@@ -18,11 +18,13 @@ import pyarrow as pa
 
 from skylift.errors import SkyliftError
 from skylift.runs import (
+    AssessmentStatus,
     CompanyInit,
     CompanySetupStatus,
     MigrationState,
     ReplicationType,
     RunStatus,
+    Severity,
     SqlServerType,
     TableMappingType,
     TableStatus,
@@ -390,6 +392,47 @@ class UpgradeStep:
     statements: int = 0            # that were carried out
     notes: str = ""                # what the step has said, a line each
     error: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What an assessment has found. Not in API v1.0."""
+
+    id: UUID
+    code: str                      # docs/assess.md lists them
+    severity: Severity
+    company_name: str              # '' = of no company, or of all
+    table_name: str                # without the company prefix; '' = of no table
+    column_name: str
+    count: int                     # of rows, values or whatever the message speaks of; 0 = not counted
+    message: str
+    fix: str
+    found_at: datetime
+    accepted_by: str = ""
+    accepted_at: datetime | None = None
+    why: str = ""                  # it was accepted
+    scanned: bool = False          # only reading every row finds it
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """The newest assessment; there is one row. Not in API v1.0."""
+
+    id: UUID
+    status: AssessmentStatus
+    scan: bool = False             # every row of every table is read
+    progress: str = ""
+    details: str = ""              # what came of it, in words, or why it failed
+    product_id: str = ""
+    source: str = ""               # URLs without passwords
+    target: str = ""
+    tables: int = 0
+    rows: int = 0                  # estimated
+    size_bytes: int = 0            # estimated
+    duration_s: float = 0.0        # estimated, of the first run
+    asked_by: str = ""
     started_at: datetime | None = None
     ended_at: datetime | None = None
 

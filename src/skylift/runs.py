@@ -69,6 +69,22 @@ class UpgradeStatus(StrEnum):
     FAILED = "Failed"
 
 
+class Severity(StrEnum):
+    """Of what an assessment finds."""
+
+    BLOCKING = "Blocking"                       # a run or a table would fail: nothing begins until it is mended or accepted
+    WARNING = "Warning"                         # it goes, but not as one would expect
+    INFORMATION = "Information"
+
+
+class AssessmentStatus(StrEnum):
+    NEVER = "Never"
+    ASKED = "Asked"                             # the coordinator does it when it has nothing else to do
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+
+
 class MigrationState(StrEnum):
     NOT_SET_UP = "NotSetUp"
     AWAITING_AGENT = "AwaitingAgent"            # runtime name and key handed out, no source connected yet
@@ -151,6 +167,7 @@ ALLOWED: dict[str, set[MigrationState]] = {
     "complete_cloud_migration":  set(M) - _BEFORE - _WORKING - {M.UPGRADE_PENDING, M.UPGRADE_FAILED},
     "force_completion":          set(M) - _BEFORE - _WORKING,
     "change_tables":             set(M) - _BEFORE - _WORKING,
+    "assess":                    set(M) - _BEFORE - _WORKING,
 }
 
 

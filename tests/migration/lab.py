@@ -70,6 +70,10 @@ class Lab:
                    if table.table_name == name and table.company_name in (company, "bc")]
         return found
 
+    def tables_of(self, company: str) -> list[TableSwitch]:
+        """'' = those that all companies share."""
+        return [table for table in self.migration.select(TableSwitch, Query()) if table.company_name == company]
+
     def tables(self, run: Run) -> dict[tuple[str, str], RunTable]:
         return {(table.company_name, table.table_name): table for table in self.migration.select(RunTable, Query())
                 if table.run_id == run.run_id}

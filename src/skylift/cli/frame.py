@@ -40,7 +40,7 @@ class Session:
 
     def __init__(self, settings: Settings, as_json: bool, *, sets_up: bool = False, target_given: bool = False) -> None:
         self.settings = settings
-        self._sets_up = sets_up                            # only set-up may name another target than the one kept
+        self._sets_up = sets_up                            # only what comes before or with it may name another target than the one kept
         self.target_given = target_given
         self.as_json = as_json
         self.progress = Console(stderr=True, highlight=False)
@@ -148,8 +148,8 @@ def _call(function: Callable[..., int | None], home: Path | None, target: str | 
     try:
         flags = {"home": home, "target": target}
         settings = load_settings(flags)
-        session = Session(replace(settings, target=absolute_url(settings.target)), as_json, sets_up=function.__name__ == "setup",
-                          target_given=target is not None)
+        session = Session(replace(settings, target=absolute_url(settings.target)), as_json, target_given=target is not None,
+                          sets_up=function.__name__ in ("setup", "assess"))
         return function(session, **arguments) or OK
     except SkyliftError as error:
         (session or Session(Settings(), as_json)).fail(error)

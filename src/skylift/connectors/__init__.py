@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 from sqlalchemy.engine import URL, make_url
@@ -22,6 +22,9 @@ from skylift.connectors import sqlserver_url
 from skylift.errors import SetupError
 from skylift.losses import Losses
 from skylift.model import Digest, KeyRange, Table, TargetName, Watermark
+
+if TYPE_CHECKING:
+    from skylift.connectors.looks import SourceLook, TargetLook
 
 Batches = Generator[pa.RecordBatch, None, None]    # closed by who stops reading early, so that no statement stays open
 # Batches of a table whose format is not ARROW have one binary column: each value is a whole row, as two databases of one kind exchange it.
@@ -201,6 +204,7 @@ _SOURCES = {"sqlite": "skylift.connectors.sqlite", "mysql": "skylift.connectors.
             "duckdb": "skylift.connectors.duckdb_source"}
 _TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake", "delta": "skylift.connectors.lake",
             "postgresql": "skylift.connectors.postgres_target", "mssql": "skylift.connectors.sqlserver_target"}
+_LOOKS = {"sqlite": "skylift.connectors.sqlite_look", "duckdb": "skylift.connectors.duckdb_look"}
 _PORTS = {"postgresql": 5432, "mssql": 1433}
 
 
@@ -236,6 +240,20 @@ def opened(source_url: str, target_url: str, losses: Losses | None = None) -> It
         finally:
             if opening.exception() is None:
                 opening.result().close()
+
+
+def look_at_source(url: str, losses: Losses | None = None) -> SourceLook:
+    """The source at `url` as it stands; nothing is written there. Raises what `open_source` raises."""
+    look: SourceLook = _driver(parse_url(url), "source", _LOOKS).look_at_source(parse_url(url))
+    look.source.losses = losses or Losses()
+    return look
+
+
+def look_at_target(url: str, losses: Losses | None = None) -> TargetLook:
+    """The target at `url` as it stands, or would be made; nothing is written there. Raises SetupError, Transient if it is in use."""
+    look: TargetLook = _driver(parse_url(url), "target", _LOOKS).look_at_target(parse_url(url))
+    look.losses = losses or Losses()
+    return look
 
 
 def grants(url: str, side: str) -> str:

@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, CopyPlan, TableState, Target
 from skylift.connectors.duckdb_engine import KEYS, LARGE_ROW, LARGE_VALUES, NEW_TABLE, Share, engine, need
-from skylift.connectors.ledger import digest_of, mark_of, mark_text
+from skylift.connectors.ledger import STATES, digest_of, mark_of, mark_text, states_of
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
 from skylift.losses import Losses
@@ -118,9 +118,7 @@ class DuckDBTarget:
                 raise
 
     def states(self) -> dict[TargetName, TableState]:
-        rows = self._rows("select schema_name, table_name, rows, digest, watermark, columns from _skylift_tables")
-        return {TargetName(schema, table): TableState(digest_of(count, digest), mark_of(mark), columns)
-                for schema, table, count, digest, mark, columns in rows}
+        return states_of(self._rows(f"select {STATES} from _skylift_tables"))
 
     def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:
         rows = self._rows("select schema_name, table_name, watermark, ranges from _skylift_copies where copy_id = ?", copy_id)

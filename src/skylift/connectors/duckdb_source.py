@@ -115,7 +115,7 @@ class DuckDBSource:
     def tables(self) -> list[Table]:
         found = []
         for namespace, name, columns, types, filled, unique in self._rows(_CATALOGUE):
-            schema = pa.schema([(column, _moves_as(kind)[0]) for column, kind in zip(columns, types, strict=True)])
+            schema = pa.schema([(column, moves_as(kind)[0]) for column, kind in zip(columns, types, strict=True)])
             key = next((tuple(names) for names in unique or () if set(names) <= set(filled or ())), ())
             found.append(Table(name, schema, key, source_types=tuple(types), namespace="" if namespace == "main" else namespace))
         return found
@@ -145,7 +145,7 @@ class DuckDBSource:
             if field.type == pa.null():
                 raise ValueRefused(f"{table.path}.{field.name}: skylift knows no exact form of the type {declared}",
                                    hint="leave the table out, or change the column's type")
-        columns = ", ".join(f"{_moves_as(kind)[1].format(c=quote(name))} as {quote(name)}"
+        columns = ", ".join(f"{moves_as(kind)[1].format(c=quote(name))} as {quote(name)}"
                             for name, kind in zip(table.schema.names, table.source_types, strict=True))
         where = " and ".join(f"rowid {sign} {int(bound[0])}" for sign, bound in ((">=", keys.lo), ("<", keys.hi)) if bound) or "true"
         sql = f"select {columns} from {_name(table)} where {where}"
@@ -206,7 +206,7 @@ class DuckDBSource:
     def _refusal(self, table: Table, where: str, error: Exception) -> CopyError:
         """Which cell cannot become what its column moves as."""
         for name, kind in zip(table.schema.names, table.source_types, strict=True):
-            if (made := _moves_as(kind)[1].format(c=quote(name))) == quote(name):
+            if (made := moves_as(kind)[1].format(c=quote(name))) == quote(name):
                 continue
             keys = ", ".join(f"{quote(k)}::varchar" for k in table.key) or "'-'"
             hit = self._rows(f"select {quote(name)}::varchar, {keys} from {_name(table)} where {where} and {quote(name)} is not null"
@@ -268,7 +268,7 @@ class DuckDBSource:
         self._engine.detach(self.path, read_only=True)
 
 
-def _moves_as(declared: str) -> tuple[pa.DataType, str]:
+def moves_as(declared: str) -> tuple[pa.DataType, str]:
     if declared.endswith("]"):                     # a list or an array of anything
         return pa.string(), _TEXT
     if declared.startswith("DECIMAL("):
@@ -281,7 +281,7 @@ def _width(declared: str) -> str:
     """The expression that says how many bytes a value has."""
     if declared in ("VARCHAR", "JSON"):
         return "strlen({c})"
-    return "octet_length({c})" if declared == "BLOB" else "16" if _moves_as(declared)[1] != _TEXT else "strlen({c}::varchar)"
+    return "octet_length({c})" if declared == "BLOB" else "16" if moves_as(declared)[1] != _TEXT else "strlen({c}::varchar)"
 
 
 def _row_bytes(table: Table) -> int:

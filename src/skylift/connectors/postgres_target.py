@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, CopyPlan, TableState, Target
 from skylift.connectors.casting import cast_batch
-from skylift.connectors.ledger import digest_of, mark_of, mark_text
+from skylift.connectors.ledger import STATES, digest_of, mark_of, mark_text, states_of
 from skylift.connectors.postgres import (
     DEFAULT_SCHEMA,
     MAX_NAME_BYTES,
@@ -141,9 +141,7 @@ class PostgresTarget:
             transaction.commit()
 
     def states(self) -> dict[TargetName, TableState]:
-        rows = self._rows("select schema_name, table_name, rows, digest, watermark, columns from public._skylift_tables")
-        return {TargetName(schema, table): TableState(digest_of(count, digest), mark_of(mark), columns)
-                for schema, table, count, digest, mark, columns in rows}
+        return states_of(self._rows(f"select {STATES} from public._skylift_tables"))
 
     def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:
         rows = self._rows("select schema_name, table_name, watermark, ranges from public._skylift_copies where copy_id = %s", copy_id)

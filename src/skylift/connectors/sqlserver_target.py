@@ -25,7 +25,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, CopyPlan, TableState, Target
-from skylift.connectors.ledger import digest_of, mark_of, mark_text
+from skylift.connectors.ledger import STATES, digest_of, mark_of, mark_text, states_of
 from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlserver import (
@@ -58,7 +58,7 @@ from skylift.model import ARROW, Digest, Table, TargetName
 
 CHUNK_ROWS = 131_072              # above 102,400 rows a bulk copy into a columnstore is compressed at once
 HIDDEN = "_skylift_tmp_"
-STATES = 100                      # of finished tables are written in one statement
+STATES_AT_ONCE = 100              # of finished tables are written in one statement
 ROW_BYTES = 1024                  # assumed of a row that is read back
 _NO_KEY = {1505, 1944, 1946}      # numbers of the errors about keys that are not unique in the collation, or too long for an index
 _DUPLICATE = {2601, 2627}
@@ -128,9 +128,7 @@ class SqlServerTarget:
             raise
 
     def states(self) -> dict[TargetName, TableState]:
-        rows = self._rows("select schema_name, table_name, rows, digest, watermark, columns from dbo._skylift_tables")
-        return {TargetName(schema, table): TableState(digest_of(count, digest), mark_of(mark), columns)
-                for schema, table, count, digest, mark, columns in rows}
+        return states_of(self._rows(f"select {STATES} from dbo._skylift_tables"))
 
     def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:
         rows = self._rows("select schema_name, table_name, watermark, ranges from dbo._skylift_copies where copy_id = ?", copy_id)
@@ -305,7 +303,7 @@ class SqlServerTransaction:
 
     def set_states(self, states: Mapping[TargetName, TableState]) -> None:
         every = list(states.items())
-        for some in (every[i:i + STATES] for i in range(0, len(every), STATES)):
+        for some in (every[i:i + STATES_AT_ONCE] for i in range(0, len(every), STATES_AT_ONCE)):
             names = ", ".join(["(?, ?)"] * len(some))
             self._run(f"delete t from dbo._skylift_tables as t join (values {names}) as s (a, b) "
                       "on t.schema_name = s.a and t.table_name = s.b", *(part for name, _ in some for part in (name.schema, name.table)))

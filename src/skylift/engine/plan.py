@@ -28,11 +28,17 @@ class Plan:
 
 
 def plan(catalogue: Catalogue, mappings: Sequence[TableMapping], source_tables: Callable[[], list[Table]], max_name_bytes: int) -> Plan:
+    """What `lay_out` makes. Raises SetupError if two sources would go to one target table."""
+    whole = lay_out(catalogue, mappings, source_tables, max_name_bytes)
+    refuse_collisions((task.target, task.table.path) for task in whole.tasks)
+    return whole
+
+
+def lay_out(catalogue: Catalogue, mappings: Sequence[TableMapping], source_tables: Callable[[], list[Table]], max_name_bytes: int) -> Plan:
     """The copy tasks of every company of `catalogue` and of what they share, in catalogue order.
 
     A mapping of type Table sends its source table to another target table instead of its own; `source_tables` lists the
-    whole source, asked only where a mapping names a table that takes no part by itself. Raises SetupError if two sources
-    would go to one target table.
+    whole source, asked only where a mapping names a table that takes no part by itself.
     """
     wanted: dict[tuple[str, bool], list[TableMapping]] = {}
     left_out: list[LeftOut] = []
@@ -60,7 +66,6 @@ def plan(catalogue: Catalogue, mappings: Sequence[TableMapping], source_tables: 
     left_out += [LeftOut(company, mapped_name(mapping), f"the source has no table '{mapping.source_table_name}'", "50004")
                  for (name, per_company), those in wanted.items() for mapping in those
                  for company in (companies if per_company else [""]) if (company, name) not in seen]
-    refuse_collisions((task.target, task.table.path) for task in tasks)
     return Plan(tasks, left_out)
 
 

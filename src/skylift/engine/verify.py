@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from skylift.connectors import Batches, Source, TableState, Target
+from skylift.connectors import Batches, Destination, Source, TableState, Target
 from skylift.engine.buckets import bucket_sums, differing, rows_of
 from skylift.engine.columns import table_of, upgraded_as
 from skylift.engine.copy import CHUNK_BYTES
@@ -97,7 +97,7 @@ def _preserved(task: CopyTask, source: Callable[[], list[Batches]], target: Targ
     return TableDifference(task, found.source, found.target, found.samples, note=note, covered=not found.missing)
 
 
-def source_readers(table: Table, source: Source, target: Target,
+def source_readers(table: Table, source: Source, target: Destination,
                    passed: Callable[[int], None] = lambda rows: None) -> Callable[[], list[Batches]]:
     """Makes readers of all rows of a source's table, which has been measured, as the target can hold them.
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from skylift.errors import NotFound
+from skylift.migration.assessment import AssessmentVerbs
 from skylift.migration.companies import CompanyVerbs
 from skylift.migration.ending import EndingVerbs
 from skylift.migration.mappings import MappingVerbs
@@ -33,7 +34,8 @@ T = TypeVar("T")
 _PRODUCT_TYPES = [ProductType(product.id, product.display_name) for product in PRODUCTS.values()]
 
 
-class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, TableVerbs, ReplicationVerbs, UpgradeVerbs, EndingVerbs, TokenVerbs, WebhookVerbs):
+class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, TableVerbs, ReplicationVerbs, UpgradeVerbs, EndingVerbs, TokenVerbs, WebhookVerbs,
+                AssessmentVerbs):
     """Everything that can be asked of one environment's migration."""
 
     def select(self, row_type: type[T], query: Query) -> list[T]:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from skylift.connectors import open_target
 from skylift.errors import SkyliftError, StateError, redact
+from skylift.migration.blocking import refuse_blocked
 from skylift.migration.changes import update_companies
 from skylift.migration.service import IfMatch, Service, Verb, company_row, get_migration, get_row
 from skylift.model import SourceCompany, Table
@@ -36,6 +37,7 @@ class CompanyVerbs(Service):
         with self.verb() as verb:
             get_row(verb.connection, SourceCompany, company_id)
             verb.permit("create_companies")
+            refuse_blocked(self, verb)
             schedule_creation(verb)
 
     def initialize_company(self, company_id: UUID) -> None:

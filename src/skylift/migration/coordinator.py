@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from skylift.engine.hashing import warm_up
 from skylift.errors import SkyliftError, Transient
+from skylift.migration import assessment
 from skylift.migration.companies import create_marked, initialize_scheduled
 from skylift.migration.delivery import deliver
 from skylift.migration.figures import Figures
@@ -109,12 +110,15 @@ class Worker:
             scheduled = connection.execute(sa.select(source_companies.c.id).where(source_companies.c.init_scheduled).limit(1)).first()
             status = {MigrationState.REPLICATING: RunStatus.IN_PROGRESS, MigrationState.UPGRADING: RunStatus.UPGRADE_IN_PROGRESS}.get(state)
             run = newest_run(connection, runs.c.status == status) if status else None
+            assessing = assessment.is_waiting(connection)
         if state is MigrationState.CREATING_COMPANIES:
             create_marked(self._service)
         elif scheduled:
             initialize_scheduled(self._service)
         elif run:
             self._carry_out(run)
+        elif assessing:
+            assessment.carry_out(self._service, self._stop, self._lease.check)
         else:
             return False
         return True

@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from skylift.errors import SetupError, StateError, redact
+from skylift.migration.blocking import has_copied, refuse_blocked
 from skylift.migration.changes import note, update_companies
 from skylift.migration.scope import EVERYTHING, Part, forget_copies, from_text, look_up, to_text
 from skylift.migration.service import Service, Verb, count_tables, get_row, newest_run
@@ -41,6 +42,8 @@ class ReplicationVerbs(Service):
                 raise SetupError("there is no replication to a data lake", hint="choose Normal, Full or Diagnostic", code="ReplicationType")
             part = look_up(verb, scope)
             _check_companies(verb, part)
+            if kind is not ReplicationType.DIAGNOSTIC and not has_copied(verb.connection):
+                refuse_blocked(self, verb, lambda key: (not key[0] or part.has_company(key[0])) and (not key[1] or key in part))
             if kind is ReplicationType.FULL:
                 forget_copies(verb, part)
             if kind is ReplicationType.NORMAL and not verb.connection.execute(

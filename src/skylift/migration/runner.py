@@ -23,6 +23,7 @@ from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
 from skylift.errors import SetupError, SkyliftError, Transient, redact
 from skylift.losses import Losses
+from skylift.migration.blocking import has_copied
 from skylift.migration.changes import note, note_switches
 from skylift.migration.mappings import all_mappings
 from skylift.migration.replication import end_cancelled, end_run
@@ -119,9 +120,8 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
 def _refuse_strangers(service: Service, whole: Plan, target: Target) -> None:
     """Raises SetupError where the first run of this migration would replace tables that another one has copied to the target."""
     with service.store.read() as connection:
-        if connection.scalar(sa.select(sa.exists().where(run_tables.c.run_id == runs.c.run_id,
-                                                         runs.c.replication_type != ReplicationType.DIAGNOSTIC))):
-            return                                      # from then on they may be its own, whatever the store still knows of them
+        if has_copied(connection):
+            return                                      # they may be its own, whatever the store still knows of them
         marked = connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all()
     held = target.states()
     if theirs := [task for task in of_companies(whole, marked).tasks if task.target in held and is_there(target, task.target)]:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from skylift.connectors import Source, check_apart, open_source, open_target, parse_url
 from skylift.engine.plan import Plan, plan
 from skylift.errors import CopyError, SetupError, StateError, Transient, redact
+from skylift.migration.blocking import refuse_blocked
 from skylift.migration.changes import note, note_switches, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
@@ -60,6 +61,7 @@ class SetupVerbs(Service):
             get_row(verb.connection, Setup, setup_id)
             find_product(verb.row["product_id"])
             verb.permit("complete_setup")
+            refuse_blocked(self, verb)
             verb.log("set-up", "complete")
             insert_defaults(verb)
             schedule_creation(verb)

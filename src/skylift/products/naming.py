@@ -7,7 +7,7 @@ share as `Table$AppId` or `Table`, and a companion table with `$ext` at the end.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -106,7 +106,14 @@ def target_name(company: str, table_name: str, max_name_bytes: int) -> TargetNam
 
 
 def refuse_collisions(names: Iterable[tuple[TargetName, str]]) -> None:
-    """Raises SetupError naming both if two sources go to one target name; `names`: (target name, what goes there).
+    """Raises SetupError naming both if two sources go to one target name; `names`: (target name, what goes there)."""
+    for name, first, second in collisions(names):
+        raise SetupError(f"'{first}' and '{second}' would both become '{name}' in the target",
+                         hint="rename one of them in the source", code="NameCollision")
+
+
+def collisions(names: Iterable[tuple[TargetName, str]]) -> Iterator[tuple[TargetName, str, str]]:
+    """Of `names` (target name, what goes there) those that are taken already, with who has taken them and who wants them too.
 
     Case does not count: DuckDB takes `ITEM` and `Item` for one table. `main` is DuckDB's default schema, `public` PostgreSQL's,
     `dbo` SQL Server's.
@@ -116,6 +123,5 @@ def refuse_collisions(names: Iterable[tuple[TargetName, str]]) -> None:
         schema = name.schema.casefold()
         key = ("" if schema in ("main", "public", "dbo") else schema, name.table.casefold())
         if key in seen:
-            raise SetupError(f"'{seen[key]}' and '{origin}' would both become '{name}' in the target",
-                             hint="rename one of them in the source", code="NameCollision")
-        seen[key] = origin
+            yield name, seen[key], origin
+        seen.setdefault(key, origin)

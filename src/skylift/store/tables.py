@@ -19,11 +19,13 @@ from sqlalchemy.types import TypeDecorator
 
 from skylift import model
 from skylift.runs import (
+    AssessmentStatus,
     CompanyInit,
     CompanySetupStatus,
     MigrationState,
     ReplicationType,
     RunStatus,
+    Severity,
     SqlServerType,
     TableMappingType,
     TableStatus,
@@ -303,6 +305,45 @@ upgrade_steps = _table(                                # of upgrade packs, as pe
     sa.UniqueConstraint("company_name", "pack", "step"),
 )
 
+findings = _table(                                     # of the newest assessment
+    "findings",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _text("code"),
+    sa.Column("severity", Enumerated(Severity)),
+    _text("company_name"),
+    _text("table_name"),
+    _text("column_name"),
+    _number("count", sa.BigInteger),
+    _text("message"),
+    _text("fix"),
+    _time("found_at"),
+    _text("accepted_by"),
+    _time("accepted_at", null=True),
+    _text("why"),
+    _flag("scanned"),
+    sa.UniqueConstraint("code", "company_name", "table_name", "column_name"),
+)
+
+assessments = _table(                                  # one row at most
+    "assessments",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("status", Enumerated(AssessmentStatus)),
+    _flag("scan"),
+    _text("progress"),
+    _text("details"),
+    _text("product_id"),
+    _text("source"),
+    _text("target"),
+    _number("tables"),
+    _number("rows", sa.BigInteger),
+    _number("size_bytes", sa.BigInteger),
+    sa.Column("duration_s", sa.Double, default=0.0),
+    _text("asked_by"),
+    _number("attempts"),                               # coordinators that have taken it up
+    _time("started_at", null=True),
+    _time("ended_at", null=True),
+)
+
 subscriptions = _table(
     "subscriptions",
     sa.Column("id", TEXT, primary_key=True),
@@ -403,4 +444,5 @@ TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stor
     model.Setup: _setup, model.TableMapping: table_mappings, model.Subscription: subscriptions, model.App: apps,
     model.Event: events, model.Token: tokens, model.Delivery: deliveries, model.TableSwitch: registry,
     model.UpgradeStep: upgrade_steps, model.Standing: _standing,
+    model.Finding: findings, model.Assessment: assessments,
 }

@@ -1,0 +1,169 @@
+"""Assessment, before anything is enabled."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from skylift.cli.follow import LINE_S
+from skylift.cli.frame import FAILED, OK, Session, absolute_url, command
+from skylift.errors import SetupError, StateError
+from skylift.model import Assessment, Finding
+from skylift.query import Attribute, Order, Query
+from skylift.runs import Severity
+
+if TYPE_CHECKING:
+    from skylift.migration.assessment import Outcome, Sides
+
+NAMED = 3                         # places that are named of a finding with many
+_APP = re.compile(r"(?i)\$[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+LONG = 2.0                        # seconds after which progress is shown
+
+
+@command("skylift assess --product DynamicsBCLast --source sqlite:///bc.db --scan", target=True)
+def assess(
+    session: Session,
+    product: Annotated[str, typer.Option(help="With --source: the product, as for skylift setup.")] = "",
+    source: Annotated[str, typer.Option(metavar="URL", help="The source to assess with --target; left out, what is set up.")] = "",
+    scan: Annotated[bool, typer.Option("--scan", help="Read every row of every table too: values that do not fit, lengths, NULs.")] = False,
+    scratch: Annotated[bool, typer.Option("--scratch", help="A sample may be loaded into tables of the target server that are dropped at "
+                                                            "once; without it loading is measured in files only.")] = False,
+    accept: Annotated[list[str] | None, typer.Option(metavar="CODE[:TABLE[.COLUMN]]", help="Accept what was found, instead of assessing "
+                                                                                           "(repeatable).")] = None,
+    reason: Annotated[str, typer.Option(help="Why it is accepted; kept with it.")] = "",
+    show: Annotated[bool, typer.Option("--show", help="Show what the last assessment has found, instead of assessing.")] = False,
+) -> int:
+    """Say what stands in the way of a migration, how large it is and how long it takes. Nothing is written to source or target.
+
+    Exit code 1 if something blocks: companies are not created and the first run does not begin before it is mended or accepted.
+    """
+    from skylift.migration.assessment import record
+
+    migration = session.migration
+    if accept:
+        for name in accept:
+            for finding in migration.accept_findings(name, reason):
+                session.say(f"accepted: {_place(finding)} {finding.code}: {finding.message}")
+        return _report(session, _kept(session), None)
+    if reason:
+        raise SetupError("--reason goes with --accept", code="Usage")
+    if show:
+        return _report(session, _kept(session), None)
+    sides = _sides(session, product, source)
+    with _meter(session) as tell:
+        from skylift.migration.assessment import assess as look
+
+        outcome = look(migration, sides, with_scan=scan, allow_scratch=scratch, tell=tell)
+    assert outcome is not None                     # nobody stops it but Ctrl-C
+    return _report(session, record(migration, outcome), outcome)
+
+
+def _sides(session: Session, product: str, source: str) -> Sides:
+    from skylift.migration.assessment import Sides, sides_of
+    from skylift.products.registry import find_product
+
+    if not source:
+        session.migration.check_target(session.target_given)
+        return sides_of(session.migration)
+    if not product:
+        raise SetupError("--source goes with --product", hint="DynamicsBC, DynamicsBCLast or Custom", code="52010")
+    return Sides(find_product(product), absolute_url(source), session.settings.target)
+
+
+def _kept(session: Session) -> list[Finding]:
+    if not session.migration.select(Assessment, Query()):
+        raise StateError("nothing was assessed yet", hint="skylift assess", code="NotAssessed")
+    return session.migration.select(Finding, Query(order=(Order(Attribute("code")),)))
+
+
+def _report(session: Session, found: list[Finding], outcome: Outcome | None) -> int:
+    """Show findings, the worst first, one that many tables share once; the exit code that they deserve."""
+    order = list(Severity)
+    found = sorted(found, key=lambda f: (order.index(f.severity), f.accepted_at is not None, f.code, f.company_name, f.table_name,
+                                         f.column_name))
+    for those in _alike(found):
+        _show(session, those)
+    [assessment] = session.migration.select(Assessment, Query())
+    if outcome:
+        session.table(("company", "tables", "rows", "MB"), [
+            (size.company or "(all companies)", size.tables, size.rows, round(size.size_bytes / 2**20, 1)) for size in outcome.sizes])
+    session.say(f"{assessment.tables:,} tables, about {assessment.rows:,} rows, {assessment.size_bytes / 2**20:,.1f} MB")
+    session.say(assessment.details)
+    open_ = [finding for finding in found if finding.severity is Severity.BLOCKING and finding.accepted_at is None]
+    counts = ", ".join(f"{sum(finding.severity is severity for finding in found):,} {severity.lower()}" for severity in order)
+    session.say(f"{len(found):,} findings: {counts}; " + (f"{len(open_):,} to be mended or accepted first" if open_ else "nothing blocks"))
+    session.answer({"assessment": assessment, "blocked": bool(open_), "findings": found, **_more(outcome)})
+    return FAILED if open_ else OK
+
+
+def _more(outcome: Outcome | None) -> dict[str, Any]:
+    if outcome is None:
+        return {}
+    return {"source": outcome.source, "target": outcome.target, "companies": outcome.sizes, "estimate": outcome.estimate,
+            "read_rows": outcome.read_rows}
+
+
+def _alike(found: Sequence[Finding]) -> Iterator[list[Finding]]:
+    """Findings of one code, severity and acceptance, in their order; of messages that differ in more than numbers each its own."""
+    groups: dict[tuple[Any, ...], list[Finding]] = {}
+    for finding in found:
+        spoken = "".join(char for char in finding.message if not char.isdigit() and char not in ",.")
+        groups.setdefault((finding.severity, finding.code, finding.accepted_by, finding.why, spoken), []).append(finding)
+    yield from groups.values()
+
+
+def _show(session: Session, those: Sequence[Finding]) -> None:
+    first = those[0]
+    places = [place for finding in those if (place := _place(finding))]
+    more = f" and {len(places) - NAMED:,} more" if len(places) > NAMED else ""
+    where = f"{', '.join(places[:NAMED])}{more}: " if places else ""
+    session.say(f"{first.severity.upper():<11} {first.code:<15} {where}{first.message}")
+    if first.accepted_at:
+        session.say(f"{'':<11} {'':<15} accepted by {first.accepted_by} on {first.accepted_at:%Y-%m-%d}: {first.why}")
+    elif first.fix:
+        session.say(f"{'':<11} {'':<15} -> {first.fix}")
+
+
+def _place(finding: Finding) -> str:
+    """Without the app's id, for people."""
+    column = f".{finding.column_name}" if finding.column_name else ""
+    return f"{finding.company_name} {_APP.sub('', finding.table_name)}{column}".strip()
+
+
+@contextmanager
+def _meter(session: Session) -> Iterator[Callable[[int, int], None]]:
+    """Shows rows read, rate and time left: a bar on a terminal, a line every two seconds elsewhere; nothing of what is over sooner."""
+    began = last = 0.0
+    if session.progress.is_terminal and not session.as_json:
+        with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+                      console=session.progress, transient=True) as bar:
+            task = bar.add_task("reading", total=None, rate="")
+
+            def draw(rows: int, of: int) -> None:
+                nonlocal began
+                began = began or time.monotonic()
+                elapsed = time.monotonic() - began
+                if elapsed >= LONG:
+                    bar.update(task, description=f"{rows:,} of about {of:,} rows read", total=max(of, rows), completed=rows,
+                               rate=f"{rows / elapsed:,.0f} rows/s")
+
+            yield draw
+        return
+
+    def line(rows: int, of: int) -> None:
+        nonlocal began, last
+        now = time.monotonic()
+        if not began:
+            began = last = now
+        if now - last >= LINE_S:
+            last = now
+            rate = rows / (now - began)
+            session.note(f"{rows:,} of about {of:,} rows read, {rate:,.0f} rows/s, about {max(0, of - rows) / max(rate, 1):,.0f} s left")
+
+    yield line

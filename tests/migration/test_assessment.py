@@ -1,0 +1,501 @@
+"""What an assessment finds between files, what it leaves untouched, and how findings block until they are mended or accepted."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import duckdb
+import pytest
+
+from skylift.connectors import look_at_target
+from skylift.engine import assess as engine_assess
+from skylift.engine import census
+from skylift.errors import NotFound, SetupError, StateError
+from skylift.migration import Migration, assessment
+from skylift.migration.assessment import record
+from skylift.model import Assessment, Finding
+from skylift.query import Query
+from skylift.runs import AssessmentStatus, MigrationState, ReplicationType, RunStatus, Severity
+from skylift.sample import BASE
+from skylift.settings import Settings
+from skylift.store import open_store
+from skylift.store.tables import source_companies
+from tests.connectors.labs import DuckDBLab, DuckDBSourceLab, SqliteLab
+from tests.connectors.test_conformance import insert
+from tests.migration.assessing import bytes_of, findings_of, outcome_of
+from tests.migration.lab import ANY
+
+B, W, I = Severity.BLOCKING, Severity.WARNING, Severity.INFORMATION      # noqa: E741
+CRONUS = "CRONUS International Ltd_"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A SQLite source, a DuckDB target that is not there yet, and a migration that knows of neither."""
+    (tmp_path / "data").mkdir()
+    settings = Settings(home=tmp_path / "home")
+    store = open_store(settings.store)
+    source, target = SqliteLab(tmp_path / "data"), DuckDBLab(tmp_path / "data")
+    yield SimpleNamespace(folder=tmp_path / "data", source=source, target=target, migration=Migration(store, settings, "tester"))
+    store.close()
+
+
+def found(files, product="Custom", **options):
+    return findings_of(files.migration, files.source.url, files.target.url, product, **options)
+
+
+def make(path, *statements):
+    with duckdb.connect(str(path)) as database:
+        for statement in statements:
+            database.execute(statement)
+
+
+# ------------------------------------------------------------------ what is found
+
+
+def test_tables_that_simply_move_leave_nothing_to_say(files):
+    files.source.execute(files.source.ddl("t", {"id": "int", "v": "text", "at": "datetime", "d": "decimal", "b": "blob"}, ("id",)),
+                         insert("t", [(1, "a", "2026-01-01 00:00:00.000", "1.5", b"x")]))
+
+    assert found(files) == {} and found(files, with_scan=True) == {}
+
+
+def test_what_catalogues_tell_of_a_table_is_found_by_name(files):
+    files.source.execute("create table nokey (v TEXT)", "create table free (id INTEGER PRIMARY KEY, v, w NUMERIC)",
+                         'create table pk (a TEXT, b INTEGER, primary key (a, b))', "insert into pk values (NULL, 1)",
+                         'create table odd (id INTEGER PRIMARY KEY, " v" TEXT)')
+
+    rows = found(files)
+
+    assert {key: row.severity for key, row in rows.items()} == {
+        ("NoKey", "nokey", ""): W, ("NoKey", "pk", ""): W, ("NullKey", "pk", ""): W, ("TypeRule", "free", "v"): I,
+        ("TypeRule", "free", "w"): I, ("ColumnName", "odd", " v"): W}
+    assert "(a, b)" in rows["NullKey", "pk", ""].message
+    assert "type NUMERIC moves as string, and is VARCHAR" in rows["TypeRule", "free", "w"].message
+
+
+def test_a_value_of_another_type_and_text_that_is_none_are_found_by_a_scan_only(files):
+    files.source.execute("create table a (id INTEGER PRIMARY KEY, n INTEGER)", "create table b (id INTEGER PRIMARY KEY, v TEXT)",
+                         "insert into a values (7, 'seven')", "insert into b values (8, cast(x'ff41' as text))")
+
+    assert found(files) == {}
+    rows = found(files, with_scan=True)
+
+    assert {key: row.severity for key, row in rows.items()} == {("50011", "a", "n"): B, ("50011", "b", "v"): B}
+    assert "key (7,)" in rows["50011", "a", "n"].message and "not valid UTF-8" in rows["50011", "b", "v"].message
+
+
+def test_large_values_are_told(files, monkeypatch):
+    monkeypatch.setattr(census, "LARGE_BYTES", 2**20)
+    files.source.execute("create table t (id INTEGER PRIMARY KEY, b BLOB)", "insert into t values (1, zeroblob(3000000)), (2, x'00')")
+
+    rows = found(files, with_scan=True)
+
+    assert [(key, row.count) for key, row in rows.items()] == [(("LargeValue", "t", "b"), 1)]
+
+
+def test_infinite_times_are_counted_and_an_accepted_change_is_no_obstacle(files, tmp_path):
+    source = DuckDBSourceLab(tmp_path)
+    make(source.path, "create table t (id bigint primary key, d date)", "insert into t values (1, 'infinity'), (2, '-infinity'), (3, null)")
+
+    row = findings_of(files.migration, source.url, files.target.url, with_scan=True)["Infinity", "t", "d"]
+    assert (row.code, row.column_name, row.count, row.severity) == ("Infinity", "d", 2, B) and "set 'accept' to infinity" in row.fix
+
+    lax = Migration(files.migration.store, Settings(home=files.migration.settings.home, accept="infinity"), "tester")
+    row = findings_of(lax, source.url, files.target.url, with_scan=True)["Infinity", "t", "d"]
+    assert (row.code, row.count, row.severity) == ("Infinity", 2, I)
+
+
+def test_a_duckdb_source_says_that_it_has_no_log_and_types_that_do_not_move(files, tmp_path):
+    source = DuckDBSourceLab(tmp_path)
+    make(source.path, "create table t (id bigint primary key, v variant)", "create table u (id bigint primary key, i interval)")
+
+    rows = findings_of(files.migration, source.url, files.target.url)
+
+    assert rows["50011", "t", "v"].severity is B and "no exact type for VARIANT" in rows["50011", "t", "v"].message
+    assert rows["ChangeFeed", "u", ""].severity is W and rows["TypeRule", "u", "i"].severity is I
+
+
+def test_a_source_that_must_not_be_written_has_no_log_and_says_so(files):
+    files.source.execute("create table t (id INTEGER PRIMARY KEY)")
+
+    rows = findings_of(files.migration, files.source.url + "?mode=ro", files.target.url)
+
+    assert [(key, row.severity) for key, row in rows.items()] == [(("ChangeFeed", "t", ""), I)]
+
+
+def test_a_table_that_stands_in_the_target_is_compared_column_by_column(files):
+    files.source.execute("create table t (id INTEGER PRIMARY KEY, v TEXT, n INTEGER, gone TEXT)")
+    make(files.target.path, "create schema source", "create table source.t (id bigint, v integer, n bigint, extra varchar)",
+         "create view source.w as select 1")
+    files.source.execute("create table w (id INTEGER PRIMARY KEY)")
+
+    rows = found(files)
+
+    assert {key: row.severity for key, row in rows.items()} == {
+        ("50005", "t", "v"): W, ("50005", "t", "gone"): W, ("50005", "t", "extra"): W, ("Obstacle", "w", ""): B}
+    assert "source TEXT, target INTEGER" in rows["50005", "t", "v"].message
+    assert "goes with the table that is replaced" in rows["50005", "t", "extra"].message
+
+
+def test_names_that_the_target_cannot_tell_apart_or_keeps_for_itself_are_found(files, tmp_path):
+    source = DuckDBSourceLab(tmp_path)
+    make(source.path, 'create schema "temp2 "', 'create table "temp2 ".t (id bigint primary key)', 'create schema "system2"',
+         "create table system2.t (id bigint primary key)")
+    rows = findings_of(files.migration, source.url, files.target.url)
+    assert rows["Blanks", "", ""].company_name == "temp2 "
+
+    with closing(look_at_target(files.target.url)) as target:
+        assert target.reserved("Information_Schema") and not target.reserved("CRONUS")
+
+
+def test_what_is_wrong_with_the_source_itself_is_a_finding(files, sample_file):
+    shutil.copy(sample_file, files.source.path)
+    files.source.execute("""update "$ndo$tenantproperty" set applicationversion = '14.0.1.0'""")
+    [row] = found(files, "DynamicsBCLast").values()
+    assert (row.code, row.severity) == ("50017", B)
+
+    files.source.execute("""update "$ndo$tenantproperty" set applicationversion = '29.0.1.0'""")
+    [row] = found(files, "DynamicsBCLast").values()
+    assert row.code == "50018" and "DynamicsBC" in row.fix
+
+    files.source.execute("""update "$ndo$tenantproperty" set applicationversion = '25.0.1.0'""",
+                         "insert into Company select 9, \"Name\" || char(10), 0, 'New', 'x', '' from Company limit 1")
+    [row] = found(files, "DynamicsBCLast").values()
+    assert row.code == "50021"
+
+    files.source.execute("update Company set timestamp = 'x'")       # even its catalogue cannot be read
+    [row] = found(files, "DynamicsBCLast").values()
+    assert (row.code, row.severity) == ("50011", B) and "Company.timestamp" in row.message
+
+
+def test_a_source_that_cannot_be_reached_is_no_finding(files):
+    with pytest.raises(SetupError, match="cannot be read"):
+        outcome_of(files.migration, f"sqlite:///{files.folder}/nothing.db", files.target.url)
+
+
+def test_code_fields_and_companions_of_business_central_are_counted(files, sample_file):
+    shutil.copy(sample_file, files.source.path)
+    companion = next(name for (name,) in files.source.fetch("select name from sqlite_schema where name like 'CRONUS%$ext'"))
+    base = companion.removesuffix("$ext")
+    key = files.source.fetch(f"select name from pragma_table_info('{base}') where pk = 1")[0][0]
+    first, second, third = (row[0] for row in files.source.fetch(f'select "{key}" from "{base}" order by 1 limit 3'))
+    with closing(sqlite3.connect(files.source.path)) as database, database:
+        database.execute(f'delete from "{base}" where "{key}" = ?', [first])
+        database.execute(f'delete from "{companion}" where "{key}" = ?', [second])
+        for table in (base, companion):
+            database.execute(f'update "{table}" set "{key}" = lower("{key}") || \' \' where "{key}" = ?', [third])
+    short = base.removeprefix(f"{CRONUS}$")
+
+    rows = found(files, "DynamicsBCLast", with_scan=True)
+
+    mine = {key: row.count for key, row in rows.items() if row.company_name == CRONUS and key[1].startswith(short)}
+    assert mine == {("CodeField", short, key): 1, ("CodeField", f"{short}$ext", key): 1, ("OrphanCompanion", f"{short}$ext", ""): 1,
+                    ("CompanionMissing", short, ""): 1}
+    assert str(first) in rows["OrphanCompanion", f"{short}$ext", ""].message
+
+
+def test_rows_only_added_to_a_preserved_table_must_fit_what_stands_there(lab):
+    lab.prepare()
+    switch = next(table for table in lab.tables_of("") if table.preserve)
+    columns = lab.in_source(f"select name, type from pragma_table_info('{switch.table_name}')")[0]
+    make(lab.migration.settings.home / "target.duckdb",
+         f'create table "{switch.table_name}" (' + ", ".join(f'"{name}" integer' for name, _ in columns[:2]) + ")")
+
+    rows = findings_of(lab.migration, lab.values["sql_connection_string"], lab.migration.settings.target, "DynamicsBCLast")
+
+    blocking = {key for key, row in rows.items() if row.severity is B}
+    assert {("50005", switch.table_name, name) for name, _ in columns[2:]} <= blocking
+
+
+def test_tables_of_another_migration_are_found_before_the_first_run_would_refuse_them(lab, tmp_path):
+    lab.prepare()
+    assert lab.run().status is RunStatus.UPGRADE_PENDING
+    assert not [row for row in findings_of(lab.migration, lab.values["sql_connection_string"], lab.migration.settings.target,
+                                           "DynamicsBCLast").values() if row.code == "TargetInUse"]
+    store = open_store(Settings(home=tmp_path / "other").store)
+    other = Migration(store, Settings(home=tmp_path / "other", target=lab.migration.settings.target), "tester")
+
+    rows = findings_of(other, lab.values["sql_connection_string"], lab.migration.settings.target, "DynamicsBCLast")
+
+    store.close()
+    assert {row.severity for row in rows.values() if row.code == "TargetInUse"} == {B}
+    assert len([row for row in rows.values() if row.code == "TargetInUse"]) > 10
+
+
+def test_a_full_disk_blocks_before_the_copy_finds_it(files, monkeypatch):
+    files.source.execute("create table t (id INTEGER PRIMARY KEY, b BLOB)", "insert into t values (1, zeroblob(100000))")
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr("skylift.connectors.duckdb_look.shutil.disk_usage", lambda path: usage)
+
+    assert found(files)["Space", "", ""].severity is B
+    usage.free = 120_000
+    assert found(files)["Space", "", ""].severity is W
+    monkeypatch.setattr(engine_assess, "SPACE", 1.0)
+    assert found(files) == {}
+
+
+# ------------------------------------------------------------------ nothing is written
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_neither_side_changes_by_a_byte_and_no_file_appears(files, sample_file, journal):
+    shutil.copy(sample_file, files.source.path)
+    files.source.execute(f"pragma journal_mode={journal}")
+    make(files.target.path, "create table t (id integer)")
+    before = bytes_of(files.folder)
+
+    for options in ({}, {"with_scan": True}):
+        assert outcome_of(files.migration, files.source.url, files.target.url, "DynamicsBCLast", **options)
+
+    assert bytes_of(files.folder) == before
+    assert files.source.fetch("select count(*) from sqlite_schema where name like '%skylift%'") == [(0,)]
+
+
+def test_a_target_that_is_not_there_is_not_made(files):
+    files.source.execute("create table t (id INTEGER PRIMARY KEY)")
+    found(files, with_scan=True)
+    assert not files.target.path.exists()
+
+
+# ------------------------------------------------------------------ keeping, accepting, blocking
+
+
+def blocked_lab(lab):
+    """A value that no copy accepts, found by a scan."""
+    lab.in_source(f'update "{CRONUS}$G_L Entry${BASE}" set "Amount" = \'much\' where "Entry No_" = 5')
+
+
+def scan(lab):
+    return findings_of(lab.migration, lab.values["sql_connection_string"], lab.migration.settings.target, "DynamicsBCLast", with_scan=True)
+
+
+def test_blocking_findings_hold_up_creation_and_the_first_run_until_they_are_accepted(lab):
+    blocked_lab(lab)
+    [row] = [row for row in scan(lab).values() if row.severity is B]
+    assert (row.code, row.column_name) == ("50011", "Amount")
+    setup = lab.migration.create_setup(lab.values)
+    for company in lab.companies:
+        lab.migration.change_company(company.id, {"replicate": True}, ANY)
+
+    for verb in (lambda: lab.migration.complete_setup(setup.id), lambda: lab.migration.create_companies(lab.companies[0].id)):
+        with pytest.raises(StateError, match=r"G_L Entry.*Amount") as refused:
+            verb()
+        assert refused.value.code == "AssessmentBlocked" and "skylift assess --accept '50011:G_L Entry" in refused.value.hint
+    lab.force(MigrationState.READY)
+    with lab.store.write() as connection:
+        connection.execute(source_companies.update().values(created=True))
+    with pytest.raises(StateError, match="stands in the way"):
+        lab.migration.run_replication()
+    with lab.store.write() as connection:
+        connection.execute(source_companies.update().values(created=False))
+
+    lab.migration.accept_finding(row.id, "it is mended on Sunday")
+
+    lab.force(MigrationState.ENABLED)
+    lab.migration.complete_setup(setup.id)
+    lab.work()
+    assert lab.state is MigrationState.READY and lab.migration.run_replication()
+    accepted = lab.migration.get(Finding, row.id)
+    assert (accepted.accepted_by, accepted.why) == ("tester", "it is mended on Sunday") and accepted.accepted_at
+    [event] = [event for event in lab.events if event.event == "accept"]
+    assert event.subject == f"finding 50011 {CRONUS} {row.table_name}.Amount" and event.why == "it is mended on Sunday"
+
+
+def test_what_does_not_take_part_does_not_block_and_a_diagnostic_run_is_always_possible(lab):
+    blocked_lab(lab)
+    scan(lab)
+    setup = lab.migration.create_setup(lab.values)
+    other = next(company for company in lab.companies if company.name != CRONUS)
+    lab.migration.change_company(other.id, {"replicate": True}, ANY)
+    lab.migration.complete_setup(setup.id)              # of another company
+    lab.work()
+    for company in lab.companies:
+        lab.migration.change_company(company.id, {"replicate": True}, ANY)
+    with pytest.raises(StateError, match="stands in the way"):
+        lab.migration.complete_setup(setup.id)
+    table = next(t for t in lab.tables_of(CRONUS) if t.table_name.startswith("G_L Entry$") and not t.table_name.endswith("$ext"))
+
+    lab.migration.change_table(table.id, {"replicate": False}, ANY)
+
+    lab.migration.complete_setup(setup.id)
+    lab.work()
+    assert lab.run(kind=ReplicationType.DIAGNOSTIC).status is RunStatus.COMPLETED
+
+
+def test_findings_about_another_source_block_nothing(lab, tmp_path):
+    blocked_lab(lab)
+    scan(lab)
+    shutil.copy(lab.source, tmp_path / "other.db")
+    setup = lab.migration.create_setup(lab.values | {"sql_connection_string": f"sqlite:///{tmp_path}/other.db"})
+    lab.migration.change_company(lab.companies[0].id, {"replicate": True}, ANY)
+    lab.migration.complete_setup(setup.id)
+
+
+def test_an_accepted_finding_stays_accepted_as_long_as_it_is_the_same(files, tmp_path):
+    source = DuckDBSourceLab(tmp_path)
+    make(source.path, "create table t (id bigint primary key, d date)", "insert into t values (1, 'infinity'), (2, 'infinity')")
+
+    def again(**options):
+        rows = findings_of(files.migration, source.url, files.target.url, **options)
+        return {key: row for key, row in rows.items() if row.code != "ChangeFeed"}
+
+    [first] = again(with_scan=True).values()
+    files.migration.accept_findings("infinity:t.D", "known")
+    [second] = again(with_scan=True).values()
+    assert (second.id, second.why) == (first.id, "known")
+    [third] = again().values()                          # catalogues cannot tell, so it stays as the scan has found it
+    assert (third.id, third.why, third.scanned) == (first.id, "known", True)
+    make(source.path, "insert into t values (3, 'infinity')")
+    [more] = again(with_scan=True).values()
+    assert (more.id, more.count, more.accepted_at) == (first.id, 3, None)
+    make(source.path, "update t set d = null")
+    assert again(with_scan=True) == {} and {row.code for row in files.migration.select(Finding, Query())} == {"ChangeFeed"}
+
+
+def test_accepting_takes_a_reason_and_a_name_that_something_has(files):
+    files.source.execute("create table nokey (v TEXT)")
+    found(files)
+    with pytest.raises(SetupError, match="a reason is missing"):
+        files.migration.accept_findings("NoKey", "  ")
+    for name in ("NoKey:other", "50005", "NoKey:nokey.v"):
+        with pytest.raises(NotFound):
+            files.migration.accept_findings(name, "why not")
+    assert [row.accepted_by for row in files.migration.accept_findings("NoKey", "why not")] == ["tester"]
+
+
+# ------------------------------------------------------------------ the coordinator, and what is killed
+
+
+def test_what_is_asked_for_is_done_by_the_coordinator(ready):
+    asked = ready.migration.ask_assessment(scan=True)
+    assert asked.status is AssessmentStatus.ASKED
+    assert ready.migration.ask_assessment().scan            # asked twice: the deeper one
+    ready.work()
+
+    [done] = ready.migration.select(Assessment, Query())
+    assert (done.status, done.scan, done.asked_by) == (AssessmentStatus.COMPLETED, True, "tester") and done.rows > 300
+    assert done.duration_s > 0 and "every row was read" in done.details
+    assert {row.code for row in ready.migration.select(Finding, Query())} == {"NoKey"}
+
+
+def test_an_assessment_gives_way_to_a_run_and_is_done_afterwards(ready, monkeypatch):
+    monkeypatch.setattr(assessment, "LOOK_S", 0.0)
+    real = assessment.scan
+
+    def asked_meanwhile(*arguments, **options):
+        if ready.state is MigrationState.READY:
+            ready.migration.run_replication()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(assessment, "scan", asked_meanwhile)
+    ready.migration.ask_assessment(scan=True)
+    ready.work()
+
+    assert ready.runs[0].status is RunStatus.UPGRADE_PENDING
+    [done] = ready.migration.select(Assessment, Query())
+    assert done.status is AssessmentStatus.COMPLETED and done.ended_at > ready.runs[0].ended_at
+
+
+def test_an_assessment_that_fails_says_why_and_one_that_ends_its_coordinators_is_given_up(ready):
+    moved = ready.source.rename(ready.source.with_suffix(".away"))
+    ready.migration.ask_assessment()
+    ready.work()
+    [failed] = ready.migration.select(Assessment, Query())
+    assert failed.status is AssessmentStatus.FAILED and "cannot be read" in failed.details
+    moved.rename(ready.source)
+
+    ready.migration.ask_assessment()
+    for _ in range(assessment.TAKEOVERS):               # each dies before it has recorded anything
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(assessment, "look", _die)
+            ready.work()
+    ready.work()
+    [failed] = ready.migration.select(Assessment, Query())
+    assert failed.status is AssessmentStatus.FAILED and "3 coordinators have ended" in failed.details
+
+
+def _die(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_process_that_is_killed_while_it_assesses_has_changed_nothing(files, sample_file):
+    shutil.copy(sample_file, files.source.path)
+    first = found(files, "DynamicsBCLast")
+    kept = files.migration.select(Finding, Query())
+    before = bytes_of(files.folder)
+    home = files.migration.settings.home
+    code = ("import time\nfrom skylift.engine import check\nreal = check._check\n"
+            "def slow(*arguments):\n    open('begun', 'w')\n    time.sleep(0.2)\n    return real(*arguments)\n"
+            "check._check = slow\nfrom skylift.cli import app\napp()")
+    child = subprocess.Popen([sys.executable, "-c", code, "assess", "--home", str(home), "--product", "DynamicsBCLast", "--scan",
+                              "--source", files.source.url, "--target", files.target.url], cwd=home, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not (home / "begun").exists():
+        assert time.monotonic() < end and child.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    child.kill()
+    assert child.wait() == -9
+
+    assert bytes_of(files.folder) == before
+    assert files.migration.select(Finding, Query()) == kept and kept
+    assert found(files, "DynamicsBCLast", with_scan=True).keys() == first.keys()
+
+
+def test_nobody_assesses_while_a_run_writes(ready):
+    ready.migration.run_replication()
+    with pytest.raises(StateError, match="in progress"):
+        ready.migration.ask_assessment()
+    with pytest.raises(StateError, match="in progress"):
+        assessment.sides_of(ready.migration)
+
+
+# ------------------------------------------------------------------ how long
+
+
+def test_the_estimate_is_of_the_order_of_a_real_copy(files):
+    """Both measured on the same machine in the same minutes: a ratio, since the machine may be busy."""
+    columns = {"id": "int", "a": "decimal", "at": "datetime", "v": "text", "w": "text", "d": "double"}
+    rows = [(i, f"{i}.5", "2026-01-02 03:04:05.000", f"value {i}", f"more {i % 97}" * 5, i / 7) for i in range(50_000)]
+    for name in ("large", "larger"):
+        files.source.execute(files.source.ddl(name, columns, ("id",)), *(
+            insert(name, [(row[0] + i * 50_000, *row[1:]) for row in rows]) for i in range(4)))
+    for i in range(30):
+        files.source.execute(files.source.ddl(f"small{i}", columns, ("id",)), insert(f"small{i}", rows[:50]))
+    ratios = []
+    for attempt in range(3):
+        told = outcome_of(files.migration, files.source.url, files.target.url).estimate
+        assert told.loaded and told.tables == 32 and abs(told.rows - 401_500) < 40_000
+        began = time.monotonic()
+        _copy(files, attempt)
+        ratios.append(told.duration_s / (time.monotonic() - began))
+        if 1 / 2.5 < ratios[-1] < 2.5:
+            return
+    pytest.fail(f"estimates were {ratios} times the real durations")
+
+
+def _copy(files, attempt: int) -> None:
+    from tests.connectors.labs import migrate
+
+    assert not [p.error for p in migrate(files.source.url, f"{files.target.url}{attempt}", f"c{attempt}").values() if p.error]
+    Path(f"{files.target.path}{attempt}").unlink()
+
+
+def test_record_is_one_transaction(files, monkeypatch):
+    files.source.execute("create table nokey (v TEXT)")
+    before = found(files)
+    outcome = outcome_of(files.migration, files.source.url, files.target.url)
+
+    def full(*arguments, **options):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(assessment, "_put", full)
+    with pytest.raises(RuntimeError, match="no room"):
+        record(files.migration, outcome)
+    assert [row.id for row in files.migration.select(Finding, Query())] == [row.id for row in before.values()]
