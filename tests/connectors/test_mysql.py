@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -175,6 +176,19 @@ def test_generated_invisible_and_odd_columns_move_and_views_do_not(source, targe
 
     assert successful(migrate(source.url, target.url, "c1")) == {'a%s"`': "full"}
     assert target.fetch('select * from "a%s""`"') == [(2, "x", 4, 6)]
+
+
+@pytest.mark.parametrize(("step", "estimate", "counted"), [(1, 60_000, False), (3, 60_000, True), (1, 20_000, True)],
+                         ids=["borne out by the numbers of the key", "the key has gaps", "many times too low"])
+def test_an_estimate_is_taken_where_the_key_leaves_no_room_for_many_more_rows(source, step, estimate, counted):
+    source.execute("create table t (id bigint primary key)", f"""insert into t select {step} * (a.n * 1000 + b.n) from
+        (with recursive s as (select 0 n union all select n + 1 from s where n < 64) select n from s) a,
+        (with recursive s as (select 0 n union all select n + 1 from s where n < 999) select n from s) b""")
+    with closing(open_source(source.url)) as reader:
+        [table] = reader.tables()
+        reader._facts["t"] = replace(reader.facts(table), rows=estimate)
+
+        assert reader.measure(table).rows == (65_000 if counted else estimate)
 
 
 def test_the_key_is_the_primary_one_or_a_unique_one_without_nulls(source):

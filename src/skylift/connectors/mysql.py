@@ -46,7 +46,8 @@ from skylift.errors import SetupError, SourceFailed, Transient, ValueRefused
 from skylift.losses import Losses
 from skylift.model import KeyRange, Table, Watermark
 
-COUNTED_ROWS = 200_000             # up to so many rows are counted, more are taken from the server's estimate
+COUNTED_ROWS = 200_000             # up to so many rows are counted, which reads them all; more are taken from the server's estimate,
+ESTIMATED_ROWS = 50_000            # and from so many on also what the numbers of the key bear out
 SNAPSHOTS = 4                      # connections that share a snapshot, so many may read at once
 SNAPSHOT_WAIT_S = 5                # how long writers may be held while it is taken
 
@@ -140,11 +141,19 @@ class MySqlSource(FedSource):
     def measure(self, table: Table) -> Table:
         facts = self.facts(table)
         rows, size_bytes = facts.rows, facts.size_bytes
-        if rows <= COUNTED_ROWS:                   # an estimate that may be many times too low, as after a load
+        if rows <= COUNTED_ROWS and not self._is_borne_out(table, rows):   # it may be many times too low, as after a load
             with self.connection() as c, told(self.url, table.path):
                 [(counted,)] = run(c, f"select count(*) from (select 1 from {quote(table.name)} limit {COUNTED_ROWS + 1}) few")
             rows = max(rows, int(counted or 0)) if int(counted or 0) > COUNTED_ROWS else int(counted or 0)
         return replace(table, rows=rows, size_bytes=size_bytes)
+
+    def _is_borne_out(self, table: Table, rows: int) -> bool:
+        """Whether an estimate of many rows is at least half of what the numbers of the key leave room for."""
+        if rows < ESTIMATED_ROWS or not _is_numbered(table):
+            return False
+        with self.connection() as c, told(self.url, table.path):
+            first, last = self._ends(c, table)
+        return first is not None and last is not None and int(last) - int(first) < 2 * rows
 
     def split(self, table: Table, rows: int, size_bytes: int) -> list[KeyRange]:
         total, width = table.rows or 0, ordered_prefix(table)
@@ -153,15 +162,13 @@ class MySqlSource(FedSource):
         if not width or total <= per_chunk:
             return [KeyRange()]
         with self.connection() as c, told(self.url, table.path):
-            numbered = len(table.key) == 1 and is_integer(declared_of(table, table.key[0]))
-            bounds = self._numbers(c, table, per_chunk) if numbered else self._walk(c, table, width, per_chunk)
+            bounds = self._numbers(c, table, per_chunk) if _is_numbered(table) else self._walk(c, table, width, per_chunk)
         self.feed.read_in_parts.add(table.name)
         return [KeyRange(lo, hi) for lo, hi in zip([None, *bounds], [*bounds, None], strict=True)]
 
     def _numbers(self, c: Connection, table: Table, per_chunk: int) -> list[tuple[Any, ...]]:
         """Bounds of ranges of an integer key: arithmetic where it is dense, else halved by the optimizer's estimates."""
-        key, name = quote(table.key[0]), quote(table.name)
-        [(first, last)] = run(c, f"select min({key}), max({key}) from {name}")
+        first, last = self._ends(c, table)
         if first is None or last is None:
             return []
         low, high, total = int(first), int(last), table.rows or 1
@@ -177,6 +184,11 @@ class MySqlSource(FedSource):
             elif todo:
                 bounds.append((high + 1,))
         return bounds
+
+    def _ends(self, c: Connection, table: Table) -> tuple[bytes | None, ...]:
+        key = quote(table.key[0])
+        [ends] = run(c, f"select min({key}), max({key}) from {quote(table.name)}")
+        return ends
 
     def _estimate(self, c: Connection, table: Table, low: int, high: int) -> int:
         key = quote(table.key[0])
@@ -294,6 +306,10 @@ class MySqlSource(FedSource):
         if self._snapshots:
             while not self._snapshots.empty():
                 self._snapshots.get().close()
+
+
+def _is_numbered(table: Table) -> bool:
+    return len(table.key) == 1 and is_integer(declared_of(table, table.key[0]))
 
 
 def _key(declared: Mapping[str, str], indexed: Sequence[tuple[str, ...]]) -> tuple[str, tuple[str, ...]]:
