@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
 from skylift.connectors.postgres import connect
-from skylift.connectors.postgres_binary import Decoder, copy_out
+from skylift.connectors.postgres_binary import Decoder
 from skylift.connectors.postgres_load import column_type, copy_in, fit, on_the_wire
+from skylift.connectors.postgres_receive import copy_out
 from skylift.errors import CopyError, ValueRefused
 from skylift.losses import Losses
 from skylift.model import Table
@@ -147,6 +148,35 @@ def test_rows_come_in_batches_whole_and_in_order_and_an_error_is_raised(server):
     with pytest.raises(psycopg.errors.DivisionByZero):
         list(copy_out(server, "select 1 / (n - 500) from generate_series(1, 10000) n"))
     assert server.execute("select 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("rows", ["select n, 'x' from generate_series(1, 0) n", "select n, '' from generate_series(1, 150000) n",
+                                  "select n, repeat('y', n * 4000) from generate_series(0, 9) n",
+                                  "select n, repeat('z', 20000 - n * 4000) from generate_series(0, 5) n"],
+                         ids=["none", "more than a batch counts", "larger and larger than a batch", "the first larger than a batch"])
+def test_rows_of_any_number_and_size_are_those_that_psycopg_reads(server, rows):
+    with server.cursor() as cursor, cursor.copy(f"copy ({rows}) to stdout (format binary)") as copy:
+        copy.set_types(["int4", "text"])
+        expected = list(copy.rows())
+
+    batches = [Decoder(Table("t", pa.schema([("n", pa.int32()), ("x", pa.string())]))).decode(b) for b in copy_out(server, rows, 5_000)]
+
+    assert [(row["n"], row["x"]) for batch in batches for row in batch.to_pylist()] == expected
+
+
+def test_a_server_process_that_is_ended_in_mid_copy_is_an_error_and_one_that_is_left_has_its_connection_closed(server, postgres_url):
+    endless = "select n, repeat('x', 1000) from generate_series(1, 100000000) n"
+    for leave in (True, False):
+        own = connect(make_url(postgres_url))
+        batches = copy_out(own, endless)
+        next(batches)
+        if leave:
+            batches.close()
+        else:
+            server.execute("select pg_terminate_backend(%s)", [own.info.backend_pid])
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                list(batches)
+        assert own.closed
 
 
 FITTED = Table("t", pa.schema([("id", pa.int64()), ("s", pa.string()), ("ns", pa.timestamp("ns")), ("us", pa.timestamp("us"))]), ("id",))

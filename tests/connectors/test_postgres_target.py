@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 
 from skylift.connectors import open_source, open_target, postgres_target
 from skylift.connectors.postgres import PG_BINARY
-from skylift.connectors.postgres_binary import copy_out
+from skylift.connectors.postgres_receive import copy_out
 from skylift.connectors.sqlite import SqliteSource
 from skylift.engine.hashing import digest_all
 from skylift.engine.pool import copy_tables

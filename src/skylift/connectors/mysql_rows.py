@@ -18,12 +18,10 @@ from dataclasses import dataclass
 import numba as nb
 import numpy as np
 import pyarrow as pa
-from llvmlite import ir
 from MySQLdb import _mysql
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from skylift.connectors.mysql_connection import cut_off
+from skylift.connectors.native import addresses, at, call
 
 BATCH_ROWS = 16_384
 BATCH_BYTES = 12 * 2**20            # of text and binary values in one batch
@@ -35,7 +33,7 @@ _use_result.argtypes, _use_result.restype = [ctypes.c_void_p], ctypes.c_void_p
 _free_result.argtypes, _free_result.restype = [ctypes.c_void_p], None
 _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.argtypes, _pointer_of.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
-_FETCH = np.array([ctypes.cast(f, ctypes.c_void_p).value for f in (_library.mysql_fetch_row, _library.mysql_fetch_lengths)], np.uint64)
+_FETCH = addresses(_library, ("mysql_fetch_row", "mysql_fetch_lengths"))
 
 # How a cell's text is parsed.
 BYTES, INTEGER, DECIMAL, TIMESTAMP, DATE, TIME = range(6)
@@ -149,34 +147,17 @@ def _cells(row: np.uint64, columns: int, result: int) -> list[bytes | None]:
 # ------------------------------------------------------------------ compiled
 
 
-@intrinsic
-def _call(typing, function, argument):
-    """function(argument) of a C function of one pointer that returns one, all as integers: as an argument, so that code can be cached."""
-    def codegen(context, builder, signature, arguments):
-        word = ir.IntType(64)
-        return builder.call(builder.inttoptr(arguments[0], ir.FunctionType(word, [word]).as_pointer()), [arguments[1]])
-    return types.uint64(types.uint64, types.uint64), codegen
-
-
-@intrinsic
-def _at(typing, address):
-    """The pointer that an integer is."""
-    def codegen(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-    return types.voidptr(types.uint64), codegen
-
-
 @nb.njit(nogil=True, cache=True)
 def _fill(fetch, result, row, parse, option, words, starts, caps, arena, ends, valid, nulls, zeros):
     """Rows into the buffers until they end or one does not fit; (rows, address of the row that is still to be dealt with, why)."""
     columns = parse.shape[0]
     for n in range(valid.shape[1]):
         if row == U(0):
-            row = _call(fetch[0], result)          # type: ignore[call-arg]
+            row = call(fetch[0], result)           # type: ignore[call-arg]
         if row == U(0):
             return n, row, _END
-        cells = nb.carray(_at(row), (columns,), np.uint64)     # type: ignore[call-arg]
-        lengths = nb.carray(_at(_call(fetch[1], result)), (columns,), np.uint64)
+        cells = nb.carray(at(row), (columns,), np.uint64)     # type: ignore[call-arg]
+        lengths = nb.carray(at(call(fetch[1], result)), (columns,), np.uint64)
         for c in range(columns):
             if parse[c] == BYTES and ends[c, n] + np.int64(lengths[c]) > caps[c]:
                 return n, row, _FULL
@@ -186,7 +167,7 @@ def _fill(fetch, result, row, parse, option, words, starts, caps, arena, ends, v
                 null = True
             else:
                 null = False
-                text = nb.carray(_at(cells[c]), (length,), np.uint8)
+                text = nb.carray(at(cells[c]), (length,), np.uint8)
                 if parse[c] == BYTES:
                     _copy(arena, U(starts[c]) + U(ends[c, n]), text, length)
                 elif parse[c] == INTEGER:

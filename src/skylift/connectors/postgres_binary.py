@@ -10,18 +10,11 @@ from __future__ import annotations
 
 import numba as nb
 import numpy as np
-import psycopg
 import pyarrow as pa
-from psycopg import generators, pq
 
-from skylift.connectors import Batches
-from skylift.connectors.postgres import Connection
+from skylift.connectors.native import copy
 from skylift.errors import CopyError, SkyliftError, ValueRefused
 from skylift.model import Table
-
-BATCH_BYTES = 8 * 2**20            # of rows as they come over the wire, that make one batch
-ROW = pa.schema([("row", pa.binary())])     # of batches in the format PG_BINARY
-SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 
 U = np.uint64
 _DAY_US, _DAYS_TO_2000, _US_TO_2000 = 86_400_000_000, 10_957, 946_684_800_000_000    # Arrow counts from 1970, PostgreSQL from 2000
@@ -34,56 +27,6 @@ _DECODED = {"bool": (_BOOL, 1, 0), "int16": (_INT16, 2, 2), "int32": (_INT32, 4,
             str(pa.uuid()): (_UUID, 16, 16)}
 _RETYPED, _NO_NUMBER, _TOO_LARGE = 1, 2, 3
 _REFUSALS = {_NO_NUMBER: "the value is infinite or not a number, and has no counterpart as", _TOO_LARGE: "the value does not fit"}
-
-
-# ------------------------------------------------------------------ from the database
-
-
-def copy_out(connection: Connection, sql: str, batch_bytes: int = BATCH_BYTES) -> Batches:
-    """The rows of a query as they stand in binary COPY: batches of the schema ROW. Raises psycopg.Error.
-
-    Stopping early closes the connection: that is how the server is told at once. libpq's own calls take two thirds of what
-    psycopg's `cursor.copy` does, a row at a time; waiting leaves the interpreter lock to others.
-    """
-    server, finished = connection.pgconn, False
-    server.send_query(f"copy ({sql}) to stdout (format binary)".encode())
-    [begun] = connection.wait(generators.execute(server))
-    if begun.status != pq.ExecStatus.COPY_OUT:
-        raise psycopg.errors.error_from_result(begun, encoding="utf-8")
-    try:
-        data, ends, skip, take = bytearray(), [0], len(SIGNATURE) + 8, server.get_copy_data
-        while True:
-            size, message = take(1)                # PostgreSQL sends one message a row
-            if size > 2:                           # two bytes are the trailer
-                data += message[skip:] if skip else message     # at once: keeping the messages of a batch takes twice the time
-                if skip and len(data) <= 2:        # the header stands before the first row, or before the trailer
-                    data.clear()
-                else:
-                    ends.append(len(data))
-                skip = 0
-                if len(data) >= batch_bytes:
-                    yield _row_batch(data, ends)
-                    data, ends = bytearray(), [0]
-            elif size == 0:
-                connection.until_readable()
-                server.consume_input()
-            elif size < 0:
-                break
-        results = connection.wait(generators.fetch_many(server))
-        finished = True
-        for result in results:
-            if result.status != pq.ExecStatus.COMMAND_OK:
-                raise psycopg.errors.error_from_result(result, encoding="utf-8")
-    finally:
-        if not finished:
-            connection.close()
-    if data:
-        yield _row_batch(data, ends)
-
-
-def _row_batch(data: bytearray, ends: list[int]) -> pa.RecordBatch:
-    rows, buffers = len(ends) - 1, [None, pa.py_buffer(np.array(ends, np.int32)), pa.py_buffer(data)]
-    return pa.RecordBatch.from_arrays([pa.Array.from_buffers(pa.binary(), rows, buffers)], schema=ROW)
 
 
 class Decoder:
@@ -197,6 +140,8 @@ def _numeric(data, p, scale):
     low, high = U(0), U(0)
     if sign != U(0) and sign != U(0x4000):
         return _NO_NUMBER, low, high
+    if digits == 0:
+        return 0, low, high
     groups = (scale + 3) // 4                      # digits behind the point
     spare = 1
     for _ in range(4 * groups - scale):            # of the last one, so much is finer than the scale
@@ -231,6 +176,7 @@ def _fill(data, ends, kinds, wire, scales, starts, places, has_nulls, m8, m16, m
     """
     reason, row, column = 0, 0, 0
     told = np.zeros(kinds.shape[0], U)             # bytes of text so far
+    memory, origin = U(m8.ctypes.data), U(data.ctypes.data)
     for i in range(ends.shape[0] - 1):
         p = U(ends[i]) + U(2)
         for c in range(kinds.shape[0]):
@@ -246,9 +192,7 @@ def _fill(data, ends, kinds, wire, scales, starts, places, has_nulls, m8, m16, m
             if wire[c] >= 0 and length != U(wire[c]):
                 failed = _RETYPED
             elif kind == _BYTES:
-                at = starts[c, 2] + told[c]
-                for k in range(length):
-                    m8[at + U(k)] = data[p + U(k)]
+                copy(memory + starts[c, 2] + told[c], origin + p, length)      # type: ignore[call-arg]
                 told[c] += length
                 m32[place + U(i + 1)] = told[c]
             elif kind == _INT64:

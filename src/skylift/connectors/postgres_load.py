@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
 
-from skylift.connectors.postgres_binary import SIGNATURE
+from skylift.connectors.postgres_receive import SIGNATURE
 from skylift.errors import ValueRefused
 from skylift.losses import Losses
 from skylift.model import ARROW, Table

@@ -21,9 +21,10 @@ from sqlalchemy.engine import URL
 from skylift.connectors import Batches, Source
 from skylift.connectors.fed import FedSource
 from skylift.connectors.postgres import Connection, pool, selected, told, where
-from skylift.connectors.postgres_binary import Decoder, copy_out
+from skylift.connectors.postgres_binary import Decoder
 from skylift.connectors.postgres_catalog import Facts, read_catalogue
 from skylift.connectors.postgres_feeds import Feeds
+from skylift.connectors.postgres_receive import copy_out
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SourceChanged, SourceFailed
 from skylift.losses import Losses

@@ -34,9 +34,10 @@ from skylift.connectors.postgres import (
     told,
     where,
 )
-from skylift.connectors.postgres_binary import Decoder, copy_out
+from skylift.connectors.postgres_binary import Decoder
 from skylift.connectors.postgres_ddl import column_list, create_sql, declares, give_way, key_sql, missing_schemas, table_sql
 from skylift.connectors.postgres_load import copy_in, fit, held, on_the_wire
+from skylift.connectors.postgres_receive import copy_out
 from skylift.connectors.sql import fit as cut
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, TargetFailed, Transient
