@@ -19,7 +19,7 @@ from skylift.engine.columns import mark_upgraded, table_of, upgraded_as
 from skylift.engine.hashing import digest_all
 from skylift.errors import CopyError, NotVerified, StateError, TargetFailed, Transient
 from skylift.model import Table, TargetName
-from skylift.products.naming import is_called, same_name
+from skylift.products.naming import is_called, same_name, target_name
 from skylift.upgrades.pack import COMPANY, SHARED, Pack, Step, statements
 
 TAGS = TargetName("", "_skylift_upgrades")
@@ -75,6 +75,7 @@ class Context:
 
     company: str
     dialect: str                                   # duckdb, postgresql or mssql
+    max_name_bytes: int                            # names of tables and columns are cut behind them
     options: Mapping[str, Any]                     # [options] of pack.toml
     _of: Company
     _transaction: Transaction
@@ -106,6 +107,26 @@ class Context:
 
     def column(self, name: str) -> str:
         return self._transaction.column_sql(name)
+
+    def create(self, table: Table, values: Mapping[str, str], rows_of: str) -> str:
+        """A table of these columns and this key, in place of whatever stands there, and its rows; its quoted SQL name.
+
+        `table.name`: without company. `values`: for each column an SQL expression over what `rows_of`, a FROM clause, names.
+        """
+        place = target_name(self.company, table.name, self.max_name_bytes)
+        name = self._transaction.table_sql(place)
+        columns = {column: self.column(column) for column in table.schema.names}
+        if self.dialect == "mssql":                    # what its transaction makes is hidden until the commit
+            self.execute(f"drop table if exists {name}")
+            selected = ", ".join(f"{values[column]} as {quoted}" for column, quoted in columns.items())
+            self.execute(f"select {selected} into {name} from {rows_of}")
+            self.execute(f"alter table {name} add primary key ({', '.join(columns[k] for k in table.key)})")
+        else:
+            self._transaction.create(place, table)
+            self._transaction.count(place)             # statements that make tables may be waiting for the first that needs them
+            selected = ", ".join(values[column] for column in columns)
+            self.execute(f"insert into {name} ({', '.join(columns.values())}) select {selected} from {rows_of}")
+        return name
 
     def note(self, text: str) -> None:
         """Say something about what was found or done; it is kept with the step."""
@@ -147,7 +168,8 @@ def upgrade_company(target: Target, company: Company, packs: Sequence[Pack], cop
                 at.step = StepDone(company.name, pack.name, step.id, step.checksum)
                 report(at.step)
                 began = time.monotonic()
-                at.context = context = Context(company.name, target.dialect, pack.options, company, transaction, began + limit_s)
+                at.context = context = Context(company.name, target.dialect, target.max_name_bytes, pack.options, company,
+                                               transaction, began + limit_s)
                 with _limited(limit_s, at):
                     _carry_out(step, context)
                 report(replace(at.step, statements=tuple(context.statements), notes=tuple(context.notes), seconds=time.monotonic() - began))
