@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 from skylift.api.errors import ODataError, of_service
@@ -25,16 +25,14 @@ class Answer:
 def finish(answer: Answer | Exception, method: str, path: str) -> Answer:
     """`answer`, or the refusal that an error means, with the headers of every answer; refusals are logged."""
     correlation_id = str(uuid4())
-    head = method == "HEAD"
-    path, method = _loggable(path), _loggable(method)
     if isinstance(answer, Exception):
         answer = _refusal(answer, method, path, correlation_id)
     if answer.status >= 400:
-        log.info("%s %s answered with %d, request %s", method, path, answer.status, correlation_id)
+        log.info("%s %s answered with %d, request %s", _loggable(method), _loggable(path), answer.status, correlation_id)
     headers = {"OData-Version": "4.0", "Content-Language": "en-US", "request-id": correlation_id, **answer.headers}
-    if head:
-        return replace(answer, body=b"", headers={**headers, "Content-Length": str(len(answer.body))})
-    return replace(answer, headers=headers)
+    if method == "HEAD":
+        return Answer(answer.status, b"", {**headers, "Content-Length": str(len(answer.body))})
+    return Answer(answer.status, answer.body, headers)
 
 
 def _loggable(text: str) -> str:
@@ -46,7 +44,7 @@ def _refusal(error: Exception, method: str, path: str, correlation_id: str) -> A
     if isinstance(error, SkyliftError):
         error = of_service(error)
     if not isinstance(error, ODataError):
-        log.error("%s %s failed, request %s", method, path, correlation_id, exc_info=error)
+        log.error("%s %s failed, request %s", _loggable(method), _loggable(path), correlation_id, exc_info=error)
         error = ODataError(500, "Internal_ServerError", "An unexpected error occurred.")
     headers = {"Content-Type": _ERROR_TYPE, **error.headers}
     if error.skylift_code:
