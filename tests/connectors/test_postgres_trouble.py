@@ -120,7 +120,7 @@ def frozen(server):
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr("skylift.connectors.pooling.RECONNECT_S", 1)
-    monkeypatch.setattr("skylift.connectors.postgres.SILENT_S", 1)
+    monkeypatch.setattr("skylift.connectors.silence.SILENT_S", 1)
     monkeypatch.setitem(postgres._PARAMETERS, "connect_timeout", "2")
 
 

@@ -18,13 +18,12 @@ from typing import Any
 import MySQLdb
 import numpy as np
 import pyarrow as pa
-from MySQLdb.connections import Connection
 from sqlalchemy.engine import URL
 
 from skylift.connectors import SWEEP, Batches, Source
 from skylift.connectors.casting import cast_batch
 from skylift.connectors.fed import FedSource
-from skylift.connectors.mysql_connection import alive, bound, check, connect, quote, run, texts, told, where
+from skylift.connectors.mysql_connection import Connection, alive, bound, check, connect, quote, run, texts, told, where
 from skylift.connectors.mysql_log import TABLES, ChangeLog
 from skylift.connectors.mysql_rows import Misfit, read_result
 from skylift.connectors.mysql_types import (

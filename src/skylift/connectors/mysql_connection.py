@@ -6,30 +6,30 @@
     ssl_mode=REQUIRED          DISABLED, PREFERRED (the default), REQUIRED, VERIFY_CA or VERIFY_IDENTITY
     ssl_ca, ssl_cert, ssl_key  files
     unix_socket=/path          instead of host and port
-    read_timeout=300           seconds after which a server that says nothing counts as gone
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import MySQLdb
-from MySQLdb.connections import Connection
+from MySQLdb import connections
 from MySQLdb.converters import conversions
 from sqlalchemy.engine import URL
 
 from skylift.connectors.pooling import LIMIT
+from skylift.connectors.silence import Wait, watched
 from skylift.errors import CopyError, SetupError, SkyliftError, SourceChanged, Transient
 
 SSL_MODES = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
-READ_TIMEOUT_S = 300
+CONNECT_TIMEOUT_S = 10
 LOCK_WAIT_S = 30                   # for rows and for tables that others have locked
-_OPTIONS = {"mode", "ssl_mode", "ssl_ca", "ssl_cert", "ssl_key", "unix_socket", "read_timeout"}
+_OPTIONS = {"mode", "ssl_mode", "ssl_ca", "ssl_cert", "ssl_key", "unix_socket"}
 
 # Whatever server and administrator prefer: texts come as they are stored, times in UTC, a reader that waits for the target is not
 # cut off, and no statement is cut short. Names that only one of the two servers knows stand in a comment that the other skips.
@@ -68,22 +68,56 @@ def check(url: URL) -> None:
         raise SetupError(f"{where(url)}: mode is ro or rw")
     if url.query.get("ssl_mode", "PREFERRED") not in SSL_MODES:
         raise SetupError(f"{where(url)}: ssl_mode is one of {', '.join(SSL_MODES)}")
-    if not re.fullmatch(r"[1-9][0-9]{0,5}", str(url.query.get("read_timeout", "1"))):
-        raise SetupError(f"{where(url)}: read_timeout is a number of seconds")
+
+
+class Connection(connections.Connection):
+    """One that does not wait without end for a server that stands still."""
+
+    def __init__(self, url: URL, **options: Any) -> None:
+        self._url = url
+        super().__init__(**options)
+
+    def watched(self) -> AbstractContextManager[Wait]:
+        """The block waits for the server."""
+        return watched(where(self._url), lambda: _answers(self._url), lambda: cut_off(self))
+
+    def query(self, query: str | bytes) -> None:
+        with self.watched():
+            super().query(query)
+
+    def store_result(self) -> Any:
+        with self.watched():
+            return super().store_result()
+
+    def ping(self) -> None:
+        with self.watched():
+            super().ping()
+
+
+def _answers(url: URL) -> bool:
+    """Whether the server says anything at all to a new connection."""
+    try:
+        _opened(url, read_timeout=CONNECT_TIMEOUT_S).close()
+    except (MySQLdb.Error, OSError) as error:
+        return str(errno.ETIMEDOUT) not in str(error)
+    return True
+
+
+def _opened(url: URL, **more: Any) -> Connection:
+    query: dict[str, Any] = dict(url.query)
+    ssl = {name.removeprefix("ssl_"): query[name] for name in ("ssl_ca", "ssl_cert", "ssl_key") if name in query}
+    given = {"unix_socket": query.get("unix_socket"), "ssl": ssl or None, "ssl_mode": query.get("ssl_mode")}
+    return Connection(
+        url, host=url.host or "127.0.0.1", port=url.port or 3306, user=url.username or "", password=str(url.password or ""),
+        database=url.database, charset="utf8mb4", use_unicode=False, conv=_ENCODERS, autocommit=True, binary_prefix=True,
+        connect_timeout=CONNECT_TIMEOUT_S, **more, **{name: value for name, value in given.items() if value})
 
 
 def connect(url: URL) -> Connection:
     """A session in autocommit mode. Raises SetupError saying what is wrong, Transient where it may pass by itself."""
     query: dict[str, Any] = dict(url.query)
-    ssl = {name.removeprefix("ssl_"): query[name] for name in ("ssl_ca", "ssl_cert", "ssl_key") if name in query}
-    given = {"unix_socket": query.get("unix_socket"), "ssl": ssl or None, "ssl_mode": query.get("ssl_mode")}
-    timeout = int(query.get("read_timeout", READ_TIMEOUT_S))
     try:
-        connection = MySQLdb.connect(
-            host=url.host or "127.0.0.1", port=url.port or 3306, user=url.username or "", password=str(url.password or ""),
-            database=url.database, charset="utf8mb4", use_unicode=False, conv=_ENCODERS, autocommit=True, binary_prefix=True,
-            connect_timeout=10, read_timeout=timeout, write_timeout=timeout,
-            **{name: value for name, value in given.items() if value})
+        connection = _opened(url)
     except (MySQLdb.Error, OSError) as error:
         raise _connect_error(url, error) from None
     try:
@@ -106,7 +140,7 @@ def alive(connection: Connection) -> bool:
     try:
         connection.ping()
         return True
-    except MySQLdb.Error:
+    except (MySQLdb.Error, Transient):
         return False
 
 

@@ -38,10 +38,9 @@ from typing import TYPE_CHECKING
 import MySQLdb
 import numpy as np
 import pyarrow as pa
-from MySQLdb.connections import Connection
 
 from skylift.connectors import SWEEP, Batches, Changes
-from skylift.connectors.mysql_connection import LOCK_WAIT_S, lacks_right, quote, run, texts, told
+from skylift.connectors.mysql_connection import LOCK_WAIT_S, Connection, lacks_right, quote, run, texts, told
 from skylift.connectors.mysql_rows import read_result
 from skylift.connectors.mysql_types import all_selected, declared_of, logged_value, may_be_logged, moved, same_key
 from skylift.errors import SourceChanged, Transient

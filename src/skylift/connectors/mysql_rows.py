@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from MySQLdb import _mysql
 
-from skylift.connectors.mysql_connection import cut_off
+from skylift.connectors.mysql_connection import Connection, cut_off
 from skylift.connectors.native import addresses, at, call
 
 BATCH_ROWS = 16_384
@@ -66,7 +66,7 @@ class _Widths:
         self.caps = np.maximum(self.caps, wanted)
 
 
-def read_result(connection: _mysql.connection, sql: str, kinds: Sequence[pa.DataType], zero_is_null: Sequence[bool] = (),
+def read_result(connection: Connection, sql: str, kinds: Sequence[pa.DataType], zero_is_null: Sequence[bool] = (),
                 zeros: np.ndarray | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a select, column i as `kinds[i]`: text, binary, (u)int64, decimal128, timestamp[us], time64[us] or date32.
 
@@ -87,7 +87,7 @@ def read_result(connection: _mysql.connection, sql: str, kinds: Sequence[pa.Data
         _free_result(result)
 
 
-def _batches(connection: _mysql.connection, result: int, kinds: list[pa.DataType], zero_is_null: Sequence[bool],
+def _batches(connection: Connection, result: int, kinds: list[pa.DataType], zero_is_null: Sequence[bool],
              zeros: np.ndarray) -> Iterator[pa.RecordBatch]:
     parse = np.array([_parse(kind) for kind in kinds], np.int64)
     option = np.array([kind.scale if pa.types.is_decimal(kind) else 0 for kind in kinds], np.int64)
@@ -101,7 +101,8 @@ def _batches(connection: _mysql.connection, result: int, kinds: list[pa.DataType
         ends = np.zeros((len(kinds), widths.rows + 1), np.int32)
         valid = np.empty((len(kinds), widths.rows), np.uint8)
         nulls = np.zeros(len(kinds), np.int64)
-        rows, row, why = _fill(_FETCH, U(result), row, parse, option, words, starts, widths.caps, arena, ends, valid, nulls, zeros)
+        with connection.watched():
+            rows, row, why = _fill(_FETCH, U(result), row, parse, option, words, starts, widths.caps, arena, ends, valid, nulls, zeros)
         if why >= _MISFIT:
             raise Misfit(why - _MISFIT, _cells(row, len(kinds), result))
         if rows:

@@ -21,6 +21,7 @@ from psycopg.rows import TupleRow
 from psycopg.waiting import Wait
 from sqlalchemy.engine import URL
 
+from skylift.connectors import silence
 from skylift.connectors.pooling import LIMIT, Pool
 from skylift.connectors.sql import fit, quote
 from skylift.errors import CopyError, SetupError, SkyliftError, SourceFailed, TargetFailed, Transient, ValueRefused
@@ -28,7 +29,6 @@ from skylift.errors import CopyError, SetupError, SkyliftError, SourceFailed, Ta
 DEFAULT_SCHEMA = "public"          # of tables whose namespace, or whose target's schema, is ''
 PG_BINARY = "pg_binary"            # format: one binary column, each value a row as it stands in binary COPY, without header and trailer
 MAX_NAME_BYTES = 63                # PostgreSQL cuts longer names with no more than a NOTICE
-SILENT_S = 30                      # after which a server that says nothing is asked whether it is there, in a connection of its own
 
 # A peer that is gone without a word is found out within about a minute, whether skylift reads or writes.
 _PARAMETERS = {"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "20", "keepalives_interval": "10", "keepalives_count": "4",
@@ -152,7 +152,7 @@ class Connection(psycopg.Connection[TupleRow]):
                 ready = yield state
                 if ready:
                     asked = time.monotonic()
-                elif time.monotonic() - asked > SILENT_S:
+                elif time.monotonic() - asked > silence.SILENT_S:
                     self.ask_server()
                     asked = time.monotonic()
                 state = gen.send(ready)
@@ -165,7 +165,7 @@ class Connection(psycopg.Connection[TupleRow]):
             psycopg.connect(self.conninfo).close()
         except pg.ConnectionTimeout:
             self.close()
-            raise psycopg.OperationalError(f"the server has said nothing for {SILENT_S} s and answers nobody") from None
+            raise psycopg.OperationalError(silence.said_nothing(silence.SILENT_S)) from None
         except psycopg.Error:                      # such as too many connections: an answer
             pass
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mssql_python
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
+from skylift.connectors import silence
 from skylift.connectors.pooling import LIMIT
+from skylift.connectors.silence import Wait, new_wires, watched
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlserver_url import driver_keywords
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused, redact
@@ -42,6 +45,7 @@ _PASSING = {1204, 1205, 1222, 3960, 3961, 4221, 8645, 8651, 10928, 10929, 10936,
 _TARGET_FULL = {1101, 1105, 9002, 1827, 40544, 40551, 40552, 40553, 41823}
 _TARGET_CLOSED = {3906, 3908, 926, 927, 942, 945, 978, 983, 3413, 21}
 _DENIED = {229, 230, 262, 297, 300, 916, 2557, 2760, 4613, 15247, 15151, 22117}
+_NO_ANSWER = "52073"
 _LOST = re.compile(r"(?i)communication link failure|connection (is|was|has been) (closed|broken|lost|reset)|TCP Provider|not connected")
 _VALUE = {220, 232, 241, 242, 245, 515, 517, 535, 2628, 8114, 8115, 8152, 9420, 9455}
 
@@ -110,11 +114,8 @@ class Session:
     def __init__(self, url: URL) -> None:
         """Raises SetupError saying what is wrong, Transient where it may pass by itself."""
         self.url = url
-        try:
-            timeout = int(str(url.query.get("connect_timeout", LOGIN_TIMEOUT_S)))
-            self._connection = mssql_python.connect("", autocommit=True, timeout=timeout, **driver_keywords(url))  # type: ignore[arg-type]
-        except (mssql_python.Error, RuntimeError, ValueError) as error:
-            raise _connect_error(url, error) from None
+        with new_wires(url.port or (None if "instance" in url.query else 1433)) as self._wires:
+            self._connection = _connected(url, int(str(url.query.get("connect_timeout", LOGIN_TIMEOUT_S))))
         try:
             self.run(SETTINGS)
         except BaseException:
@@ -124,17 +125,22 @@ class Session:
     def run(self, sql: str, *params: Any, table: str = "") -> list[tuple]:
         """The rows of the first result that has any. `table` is what errors are about."""
         with self._cursor(table) as cursor:
-            cursor.execute(sql, *params)
-            while not cursor.description:
-                if not cursor.nextset():
-                    return []
-            return [tuple(row) for row in cursor.fetchall()]
+            self._execute(cursor, sql, params)
+            with self._fetching():
+                while not cursor.description:
+                    if not cursor.nextset():
+                        return []
+                return [tuple(row) for row in cursor.fetchall()]
 
     def batches(self, sql: str, params: Sequence[Any] = (), rows: int = 8192, table: str = "") -> Iterator[pa.RecordBatch]:
         """The result as the driver's Arrow batches of at most `rows` rows."""
         with self._cursor(table) as cursor:
-            cursor.execute(sql, *params)
-            while (batch := cursor.arrow_batch(rows)).num_rows:
+            self._execute(cursor, sql, params)
+            while True:
+                with self._fetching():
+                    batch = cursor.arrow_batch(rows)
+                if not batch.num_rows:
+                    return
                 yield batch
 
     @contextmanager
@@ -146,6 +152,30 @@ class Session:
         finally:
             self._connection.timeout = 0
 
+    def _execute(self, cursor: Any, sql: str, params: Sequence[Any]) -> None:
+        """A step of any length."""
+        with watched_server(self.url, self._wires.cut):
+            cursor.execute(sql, *params)
+
+    @contextmanager
+    def _fetching(self) -> Iterator[None]:
+        """Rows on their way. Here the driver holds the interpreter's lock while it waits, so that nobody can look whether the server is
+        there: the wait ends, and a new connection shows it. Each time that it was, the next wait may be longer.
+        """
+        limit, begun = _patience.get(where(self.url), silence.SILENT_S), time.monotonic()
+        self._wires.limit(limit)
+        try:
+            yield
+        except (mssql_python.Error, RuntimeError):
+            if time.monotonic() - begun >= limit:
+                _patience[where(self.url)] = 4 * limit
+                self._wires.cut()                  # or closing the cursor waits too
+                raise Transient(f"{where(self.url)}: the connection was lost: the server has said nothing for {limit:.0f} s in the middle "
+                                "of a result", hint="it is tried again") from None
+            raise
+        finally:
+            self._wires.limit(0)
+
     @contextmanager
     def _cursor(self, table: str) -> Iterator[Any]:
         """A cursor whose errors are told as ours; closing it also ends a result that was not read to its end."""
@@ -155,7 +185,7 @@ class Session:
         except (mssql_python.Error, RuntimeError) as error:
             raise explained(self.url, str(getattr(error, "ddbc_error", error)), self._number(error), table) from None
         finally:
-            with suppress(mssql_python.Error, RuntimeError):
+            with suppress(mssql_python.Error, RuntimeError, Transient), self._fetching():
                 cursor.close()
 
     def _number(self, error: Exception) -> int:
@@ -164,9 +194,9 @@ class Session:
             return -1
         try:
             cursor = self._connection.cursor()
-            cursor.execute("select @@error")
+            self._execute(cursor, "select @@error", ())
             return int(cursor.fetchall()[0][0])
-        except (mssql_python.Error, RuntimeError):
+        except (mssql_python.Error, RuntimeError, Transient):
             return -1
 
     def core_context(self) -> dict[str, Any]:
@@ -176,6 +206,44 @@ class Session:
     def close(self) -> None:
         with suppress(mssql_python.Error, RuntimeError):
             self._connection.close()
+        self._wires.close()
+
+
+class SupportsRun(Protocol):
+    def run(self, sql: str) -> object: ...
+
+
+_patience: dict[str, float] = {}   # how long a server may say nothing in the middle of a result, where that is longer than SILENT_S
+
+
+def _connected(url: URL, timeout_s: int) -> mssql_python.Connection:
+    """A lost one is not made again behind our back, unless the URL says so."""
+    keywords: dict[str, Any] = {"ConnectRetryCount": "0"} | driver_keywords(url)
+    try:
+        return mssql_python.connect("", autocommit=True, timeout=timeout_s, **keywords)
+    except (mssql_python.Error, RuntimeError, ValueError) as error:
+        raise _connect_error(url, error) from None
+
+
+def watched_server(url: URL, cut: Callable[[], None]) -> AbstractContextManager[Wait]:
+    """The block waits for this server, but not if it stands still."""
+
+    def answers() -> bool:
+        try:
+            _connected(url, LOGIN_TIMEOUT_S).close()
+        except SkyliftError as error:
+            return error.code != _NO_ANSWER
+        return True
+
+    return watched(where(url), answers, cut)
+
+
+def alive(connection: SupportsRun) -> bool:
+    try:
+        connection.run("select 1")
+        return True
+    except SkyliftError:
+        return False
 
 
 def look(session: Session, url: URL) -> Server:
@@ -217,7 +285,7 @@ def _connect_error(url: URL, error: Exception) -> SkyliftError:
         return SetupError(f"{where(url)}: {text}", code="1225",
                           hint="start the SQL Server Browser and let UDP 1434 through, or name the instance's port: host,port")
     if re.search(r"(?i)timeout", state + text):
-        return SetupError(f"{where(url)}: {text}", code="52073", hint="check the network, or allow more time: Connect Timeout=60")
+        return SetupError(f"{where(url)}: {text}", code=_NO_ANSWER, hint="check the network, or allow more time: Connect Timeout=60")
     if re.search(r"(?i)resource id|maximum number of .*connections|too many (clients|connections)|user connections", text):
         return Transient(f"{where(url)}: {text}", code=LIMIT, hint="raise the server's connection limit, or close other connections")
     if re.search(r"recovery mode|shutting down|starting up|not yet accepting|in transition|not currently available|busy", text):

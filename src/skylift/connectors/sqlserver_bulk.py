@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 import mssql_py_core
 import numpy as np
@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy.engine import URL
 
-from skylift.connectors.sqlserver import SETTINGS, Session, explained
+from skylift.connectors.silence import Wait, new_wires
+from skylift.connectors.sqlserver import SETTINGS, Session, explained, watched_server
 from skylift.errors import SkyliftError, ValueRefused
 from skylift.losses import Losses
 from skylift.model import Table
@@ -38,14 +39,14 @@ class Loader:
 
     def __init__(self, session: Session) -> None:
         """`session` knows how to log in; it is not used otherwise."""
-        self._url = session.url
-        with self._told():
+        self._url = url = session.url
+        with self._told(), new_wires(url.port) as self._wires:
             self._connection = mssql_py_core.PyCoreConnection(session.core_context())
             self._cursor = self._connection.cursor()
         self.run(SETTINGS)
 
     def run(self, sql: str) -> None:
-        with self._told():
+        with self._watched(), self._told():
             self._cursor.execute(sql)
             self._cursor.fetchall()
 
@@ -57,6 +58,7 @@ class Loader:
         def guarded() -> Iterator[pa.RecordBatch]:
             try:
                 for batch in batches:
+                    wait.go_on()
                     yield batch if batch.schema.types == wanted.types else batch.cast(wanted)
             except BaseException as error:         # the core would make text of it: keep it and raise it again below
                 failure.append(error)
@@ -64,7 +66,7 @@ class Loader:
 
         reader = pa.RecordBatchReader.from_batches(wanted, guarded())
         try:
-            with self._told(table.path):
+            with self._watched() as wait, self._told(table.path):
                 self._cursor.bulkcopy_arrow(name, reader, timeout=0, table_lock=True, keep_nulls=True)
         except SkyliftError:
             if failure:
@@ -74,9 +76,13 @@ class Loader:
     def _told(self, table: str = "") -> _Told:
         return _Told(self._url, table)
 
+    def _watched(self) -> AbstractContextManager[Wait]:
+        return watched_server(self._url, self._wires.cut)
+
     def close(self) -> None:
         with suppress(RuntimeError):
             self._connection.close()
+        self._wires.close()
 
 
 class _Told:

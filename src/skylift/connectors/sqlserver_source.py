@@ -20,7 +20,7 @@ from skylift.connectors import Batches, Source
 from skylift.connectors.fed import FedSource
 from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
-from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, full_name, granted_user, login_script, look, source_name
+from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Server, Session, alive, full_name, granted_user, login_script, look, source_name
 from skylift.connectors.sqlserver_feed import Feeds
 from skylift.connectors.sqlserver_rows import Checks, key_types, read_rows
 from skylift.connectors.sqlserver_types import (
@@ -83,7 +83,7 @@ class SqlServerSource(FedSource):
         self._sizes: dict[int, tuple[int, int]] | None = None
         self._row_bytes: dict[str, int] = {}
         self.snapshots = False
-        self.sessions: Pool[Session] = Pool(self._connect, SourceFailed)
+        self.sessions: Pool[Session] = Pool(self._connect, SourceFailed, alive)
         with self.sessions.connection() as session:
             self.server: Server = look(session, url)
             self.snapshots = self._allows_snapshots(session)

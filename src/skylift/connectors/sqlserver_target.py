@@ -33,6 +33,7 @@ from skylift.connectors.sqlserver import (
     MAX_NAME_BYTES,
     ServerError,
     Session,
+    alive,
     granted_user,
     literal,
     login_script,
@@ -101,11 +102,11 @@ class SqlServerTarget:
         self.url = url
         self.losses = Losses()
         self.making_schemas = threading.Lock()
-        self.sessions: Pool[Session] = Pool(lambda: Session(url), TargetFailed)
+        self.sessions: Pool[Session] = Pool(lambda: Session(url), TargetFailed, alive)
         with self.sessions.connection() as session:
             self.genuine = look(session, url).genuine
             _make_ledger(session, url)
-        self.loaders: Pool[Loader] = Pool(self._loader, TargetFailed)
+        self.loaders: Pool[Loader] = Pool(self._loader, TargetFailed, alive)
 
     def _loader(self) -> Loader:
         with self.sessions.connection() as session:
