@@ -6,6 +6,7 @@ when they have ended, with the times at which they began and ended, so none is o
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -14,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from skylift.errors import SetupError
+from skylift.errors import SetupError, redact
 from skylift.settings import Settings, otlp_headers
 from skylift.telemetry import Signal, join_all, version
 from skylift.telemetry.metrics import BUCKETS, COUNTER, REQUESTS, SERVED, STORED, Metric, Sample
@@ -38,7 +39,28 @@ TIMEOUT_S = 10.0                  # of one export, tries included
 MOST_SPANS = 4096                 # that wait to be sent; then the oldest are dropped
 SPANS_S = 1.0                     # between two sendings
 SAME_S = 0.5                      # within which figures are not read again
+_log = logging.getLogger("skylift.telemetry")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Told:
+    """Says once when a receiver does not take what it is sent, and again only after it has: the SDK would say so at every try."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = redact(settings.otlp_endpoint)
+        self._told = False
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+
+    def __call__(self, export: Callable[..., Any]) -> Callable[..., Any]:
+        def told(*arguments: Any, **options: Any) -> Any:
+            result = export(*arguments, **options)
+            failed = result.name != "SUCCESS"
+            if failed and not self._told:
+                _log.warning("%s does not take what telemetry sends it; nothing waits for it", self._url)
+            self._told = failed
+            return result
+
+        return told
 
 
 class Otlp:
@@ -49,13 +71,15 @@ class Otlp:
         resource = Resource.create({"service.name": "skylift", "service.version": version(),
                                     "deployment.environment.name": settings.environment_name})
         self._ids = _Ids()
-        self._spans = BatchSpanProcessor(OTLPSpanExporter(f"{base}/v1/traces", headers=headers, timeout=TIMEOUT_S),
-                                         max_queue_size=MOST_SPANS, schedule_delay_millis=SPANS_S * 1000)
+        spans = OTLPSpanExporter(f"{base}/v1/traces", headers=headers, timeout=TIMEOUT_S)
+        figures = OTLPMetricExporter(f"{base}/v1/metrics", headers=headers, timeout=TIMEOUT_S)
+        told = _Told(settings)
+        spans.export, figures.export = told(spans.export), told(figures.export)       # type: ignore[method-assign]
+        self._spans = BatchSpanProcessor(spans, max_queue_size=MOST_SPANS, schedule_delay_millis=SPANS_S * 1000)
         tracers = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
         tracers.add_span_processor(self._spans)
         self._tracer = tracers.get_tracer("skylift", version())
-        self._reader = PeriodicExportingMetricReader(
-            OTLPMetricExporter(f"{base}/v1/metrics", headers=headers, timeout=TIMEOUT_S), settings.otlp_interval_s * 1000)
+        self._reader = PeriodicExportingMetricReader(figures, settings.otlp_interval_s * 1000)
         meter = MeterProvider([self._reader], resource, shutdown_on_exit=False).get_meter("skylift", version())
         read = _once(read)
         for metric in (*STORED, *SERVED):
