@@ -29,6 +29,7 @@ class FakeSqlServer:
         self.retention: tuple[int, float] | None = (1, 5.0)
         self.compatibility = 150
         self.product = "15.0.4000.5"
+        self.may_read_all = True
         self.masked = self.encrypted = self.filtered = 0
         self.declared, self.arrow = declared, arrow or pa.large_string()
         self.denied: set[str] = set()              # pieces of statements that this login must not run
@@ -72,6 +73,7 @@ class FakeSqlServer:
         simple = {
             r"set |begin transaction|commit transaction": None,
             r"select @@error": [(262,)],
+            r"select has_perms_by_name\(db_name\(\), 'DATABASE', 'SELECT'\)": [(int(self.may_read_all),)],
             r"select cast\(serverproperty": [(self.product, 3, self.compatibility)],
             r"select snapshot_isolation_state": [(1,)],
             r"select cast\(recovery_fork_guid": [(self.fork,)],

@@ -183,6 +183,14 @@ def test_sizes_come_from_the_catalogue_where_the_right_to_better_ones_is_missing
     assert sum("sys.allocation_units" in sql for sql in server.sent) == 1
 
 
+def test_a_login_that_may_not_read_every_table_is_told_that_it_does_not_see_the_others(server):
+    source = open_source(server.url)
+    assert not any("lacks" in note for note in source.notes())
+    server.may_read_all = False
+
+    assert any("user 'me' lacks the right SELECT on the database" in note and 'grant select to "me"' in note for note in source.notes())
+
+
 def test_half_a_surrogate_pair_is_refused_by_key_and_a_true_replacement_character_is_not(server):
     server.put(1, "true \N{REPLACEMENT CHARACTER}")
     assert read(server) == [(1, "true \N{REPLACEMENT CHARACTER}")]

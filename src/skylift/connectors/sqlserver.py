@@ -308,7 +308,7 @@ def explained(url: URL, text: str, number: int, table: str = "") -> SkyliftError
         return TargetFailed(f"{where(url)}: {text}", hint="free space or enlarge the database, then run again: what has arrived stays")
     if number in _TARGET_CLOSED:
         return TargetFailed(f"{where(url)}: {text}", hint="bring the database online for writing, then run again: what has arrived stays")
-    if number in _DENIED:
+    if number in _DENIED or re.search(r"permission (was )?denied", text):
         return ServerError(f"{place}: user '{url.username or ''}' lacks a right: {text}", number=number, code=str(number),
                            hint="grant it, then run again")
     if number in _VALUE:

@@ -132,7 +132,15 @@ class SqlServerSource(FedSource):
         return self._tables[path]
 
     def notes(self) -> list[str]:
-        return self.feed.notes()
+        return [*self._unseen(), *self.feed.notes()]
+
+    def _unseen(self) -> list[str]:
+        """The server lists no table that its user may not read."""
+        with self.sessions.connection() as session:
+            if not self.server.genuine or session.run("select has_perms_by_name(db_name(), 'DATABASE', 'SELECT')") != [(0,)]:
+                return []
+        return [f"user '{self.url.username or ''}' lacks the right SELECT on the database: tables that it may not read are not "
+                f"seen (grant select to {granted_user(self.url)})"]
 
     def facts(self, table: Table) -> Facts:
         if table.path not in self._facts:
