@@ -9,8 +9,8 @@ from skylift.api.bounds import Limit, limits
 from skylift.api.declare import DECIMAL, FLAG, GUID, INT, LONG, STRING, STRINGS, TIME, Action, Api, EntitySet, Navigation, Property
 from skylift.api.metadata import entity_definitions
 from skylift.migration import Migration, progress
-from skylift.model import Delivery, Event, Run, RunProgress, RunTable, Setup, Standing, TableSwitch, UpgradeStep
-from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus, UpgradeStatus
+from skylift.model import Assessment, Delivery, Event, Finding, Run, RunProgress, RunTable, Setup, Standing, TableSwitch, UpgradeStep
+from skylift.runs import AssessmentStatus, MigrationState, ReplicationType, RunStatus, Severity, SqlServerType, TableStatus, UpgradeStatus
 
 _MODIFIED = (Property("lastModifiedDateTime", TIME, "modified_at"),)
 _REASON = Property("reason", STRING, "reason", 250, about="recorded with it")
@@ -117,6 +117,8 @@ MIGRATIONS = EntitySet(
         Property("sourceTracked",        FLAG,    "still_tracked",     about="the source still holds what was installed there"),
     ),
     actions=(
+        Action("assess", Migration.ask_assessment, "Have the coordinator assess source and target when it has nothing else to do.",
+               (Property("scan", FLAG, "scan", about="read every row of every table"),), of_row=False),
         Action("pause", Migration.pause, "Stop migrating for now: what feeds changes in the source stays, so that after another set-up "
                "only changes are moved.", (_REASON,), of_row=False),
         Action("abandon", Migration.abandon, "Give the migration up: the source forgets skylift, everything copied stays.", (_REASON,),
@@ -186,6 +188,53 @@ UPGRADE_STEPS = EntitySet(
     filterable=_MODIFIED,
 )
 
+FINDINGS = EntitySet(
+    "findings", "finding", Finding,
+    "What the newest assessment has found; `assess` of `migrations` asks for one. What is `Blocking` and not accepted holds up runs.",
+    properties=(
+        Property("id",          GUID,   "id"),
+        Property("code",        STRING, "code"),
+        Property("severity",    STRING, "severity",     values=Severity),
+        Property("companyName", STRING, "company_name", 250, about="empty = of no company, or of all"),
+        Property("tableName",   STRING, "table_name",   250, about="empty = of no table"),
+        Property("columnName",  STRING, "column_name"),
+        Property("count",       LONG,   "count",        about="of rows, values or what the message speaks of; 0 = not counted"),
+        Property("message",     STRING, "message"),
+        Property("fix",         STRING, "fix",          about="what can be done about it"),
+        Property("time",        TIME,   "found_at"),
+        Property("scanned",     FLAG,   "scanned",      about="only reading every row finds it"),
+        Property("acceptedBy",  STRING, "accepted_by",  about="empty = nobody"),
+        Property("acceptedAt",  TIME,   "accepted_at"),
+        Property("reason",      STRING, "why",          about="it was accepted for"),
+    ),
+    order=("code", "company_name", "table_name", "column_name"),
+    actions=(Action("accept", Migration.accept_finding, "Accept it: it blocks nothing, as long as an assessment finds the same.",
+                    (replace(_REASON, required=True),)),),
+    filterable=_MODIFIED,
+)
+
+ASSESSMENTS = EntitySet(
+    "assessments", "assessment", Assessment,
+    "The newest assessment, one row at most. Sizes and times are estimates.",
+    properties=(
+        Property("id",              GUID,   "id"),
+        Property("status",          STRING, "status",     values=AssessmentStatus),
+        Property("scan",            FLAG,   "scan",       about="every row of every table is read"),
+        Property("progress",        STRING, "progress"),
+        Property("details",         STRING, "details",    about="what came of it, or why it failed"),
+        Property("productId",       STRING, "product_id", 250),
+        Property("source",          STRING, "source",     about="URL without secrets"),
+        Property("target",          STRING, "target",     about="URL without secrets"),
+        Property("tables",          INT,    "tables"),
+        Property("rows",            LONG,   "rows"),
+        Property("sizeBytes",       LONG,   "size_bytes", about="bytes"),
+        Property("firstRunSeconds", LONG,   "duration_s", read=lambda row: round(row.duration_s), about="seconds of the first run"),
+        Property("askedBy",         STRING, "asked_by"),
+        Property("startTime",       TIME,   "started_at"),
+        Property("endTime",         TIME,   "ended_at"),
+    ),
+)
+
 EVENTS = EntitySet(
     "events", "event", Event,
     "The log of what happened: who moved what from where to where, newest first.",
@@ -237,7 +286,8 @@ SUBSCRIPTIONS = replace(
     v1.SUBSCRIPTIONS, about="Webhook subscriptions to a set of this API with a GUID as key (but not to `companies`), or to an entity of "
     "it. Otherwise as in v1.0.")
 
-IN_COMPANY: tuple[EntitySet, ...] = (MIGRATIONS, RUNS, RUN_TABLES, TABLES, SOURCE_COMPANIES, UPGRADE_STEPS, EVENTS, DELIVERIES, LIMITS)
+IN_COMPANY: tuple[EntitySet, ...] = (
+    MIGRATIONS, RUNS, RUN_TABLES, TABLES, SOURCE_COMPANIES, UPGRADE_STEPS, FINDINGS, ASSESSMENTS, EVENTS, DELIVERIES, LIMITS)
 
 COMPANIES = replace(v1.COMPANIES, navigations=tuple(Navigation(s.name, s) for s in IN_COMPANY))
 

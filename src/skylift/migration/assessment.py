@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -273,7 +273,7 @@ def record(service: Service, outcome: Outcome, check: Callable[[sa.Connection], 
         note(connection, Finding, [row.id for row in rows], created=True)
         connection.execute(findings.delete())
         if rows:
-            connection.execute(findings.insert(), [{c.name: getattr(row, c.name) for c in findings.columns} for row in rows])
+            connection.execute(findings.insert(), [asdict(row) for row in rows])
         told = outcome.estimate
         _put(connection, status=AssessmentStatus.COMPLETED, scan=outcome.scan, progress="", details=outcome.details, **place,
              tables=told.tables, rows=told.rows, size_bytes=told.size_bytes, duration_s=told.duration_s, ended_at=verb.now,

@@ -321,6 +321,7 @@ findings = _table(                                     # of the newest assessmen
     _time("accepted_at", null=True),
     _text("why"),
     _flag("scanned"),
+    _modified(),
     sa.UniqueConstraint("code", "company_name", "table_name", "column_name"),
 )
 
