@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from odata import ODataService
 
 from skylift.api.metadata import metadata_document
 from skylift.api.resources import V1
-from skylift.runs import MigrationState
-from skylift.store.tables import migration
+from skylift.api.resources_v2 import V2
+from skylift.runs import MigrationState, RunStatus
+from skylift.store.tables import migration, runs, source_companies
 from tests.api.conftest import Client, fill, number, open_client, served
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -43,6 +45,20 @@ def unmarked(server):
     """`server`, whose company COMPANY is not marked."""
     assert server.ask("PATCH", f"cloudMigrationCompanies({COMPANY})", {"replicate": False}, If_Match="*").status_code == 200
     return server
+
+
+@pytest.fixture
+def ready(tmp_path):
+    """A client of v2.0 of a server of its own, where a run can begin."""
+    inside = open_client(tmp_path)
+    with inside.http.service.store.write() as connection:
+        fill(connection)
+        connection.execute(runs.update().where(runs.c.status == RunStatus.IN_PROGRESS).values(status=RunStatus.FAILED))
+        connection.execute(source_companies.update().values(created=True))
+        connection.execute(migration.update().values(state=MigrationState.READY, product_id="Custom"))
+    inside.http.service.store.close()
+    with served(tmp_path, "--no-coordinator", page_size=5) as (http, _):
+        yield Client(http, inside.token, "/api/skylift/cloudMigration/v2.0")
 
 
 @pytest.fixture(scope="module")
@@ -93,24 +109,45 @@ def test_python_odata_finds_its_way_by_metadata_alone(unmarked):
     assert unmarked.get(f"cloudMigrationCompanies({COMPANY})").json()["replicate"] is True
 
 
+def test_python_odata_reads_v2_and_calls_its_actions_with_parameters(ready):
+    session = requests.Session()
+    session.headers.update({"Authorization": f"Bearer {ready.token}", "If-Match": "*"})
+    service = ODataService(f"{ready.http.base_url}{ready.root}/", session=session, reflect_entities=True, quiet_progress=True)
+    run, event = service.entities["runs"], service.entities["events"]
+    assert [row.runId for row in service.query(run)] == FOUND["pages"]
+    bound = service.query(run).filter(run.runId == "run-10").first()
+    assert [row.tableName for row in bound.runTables] == FOUND["expanded"]
+    assert (bound.recordsCopied, bound.totalRecords, bound.rowsPerSecond) == (100, 3_000_000_060, Decimal("0.1"))
+    begun = run()
+    begun.replicationType = "Diagnostic"
+    service.save(begun)
+    assert begun.status == "In Progress"
+    begun.cancel(reason="only a test")
+    assert ready.get(f"runs({begun.id})").json()["cancelled"] == "cancelled by admin: only a test"
+    assert service.query(event).filter(event.event == "cancel").first().reason == "only a test"
+
+
 # ------------------------------------------------------------------ npm
 
 
 @pytest.mark.slow
 @pytest.mark.rule("M1")
+@pytest.mark.parametrize("api", [V1, V2], ids=lambda api: api.version)
 @pytest.mark.parametrize("version", ["1.0", "2.0", "2.1"])
-def test_metadata_is_valid_by_the_schemas_of_oasis(npm, version, tmp_path):
+def test_metadata_is_valid_by_the_schemas_of_oasis(npm, api, version, tmp_path):
     """The edmx and edm schemas that OASIS publishes as npm package odata-csdl, and its own conversion to CSDL JSON."""
     schema = etree.XMLSchema(etree.parse(npm / "node_modules" / "odata-csdl" / "schemas" / "edmx.xsd"))
-    document = etree.fromstring(metadata_document(V1, version))
+    document = etree.fromstring(metadata_document(api, version))
     assert schema.validate(document), schema.error_log
-    etree.SubElement(document[1][0], "{http://docs.oasis-open.org/odata/ns/edm}Propertee")
+    etree.SubElement(document[-1][0], "{http://docs.oasis-open.org/odata/ns/edm}Propertee")
     assert not schema.validate(document)                  # it does judge
-    (tmp_path / "metadata.xml").write_bytes(metadata_document(V1, version))
+    (tmp_path / "metadata.xml").write_bytes(metadata_document(api, version))
     run(npm, "npx", "--no-install", "odata-csdl-xml2json", str(tmp_path / "metadata.xml"))
     converted = json.loads((tmp_path / "metadata.json").read_text("utf-8"))
-    assert set(converted["Microsoft.NAV"]["NAV"]) >= {"companies", "cloudMigrationStatus", "$Kind"}
-    assert converted["Microsoft.NAV"]["runReplication"][0]["$Parameter"][0]["$Name"] == "bindingParameter"
+    assert set(converted["Microsoft.NAV"]["NAV"]) >= {*(s.name for s in api.sets), "$Kind"}
+    action = "runReplication" if api is V1 else "forceCompletion"
+    parameters = [p["$Name"] for p in converted["Microsoft.NAV"][action][0]["$Parameter"]]
+    assert parameters == (["bindingParameter"] if api is V1 else ["bindingParameter", "reason"])
 
 
 @pytest.mark.slow
@@ -128,6 +165,16 @@ def test_the_client_that_odata2ts_generates_reads_writes_and_acts(npm, unmarked)
     run(npm, "npx", "--no-install", "odata2ts", "--source", "metadata.xml", "--output", "odata2ts", "--mode", "service",
         "--emit-mode", "js", "--service-name", "CloudMigration")
     assert script(npm, "odata2ts.mjs", unmarked) == FOUND | {"action": 204}
+
+
+@pytest.mark.slow
+def test_the_client_that_odata2ts_generates_from_v2_starts_and_cancels_a_run(npm, ready):
+    (npm / "metadata-v2.xml").write_bytes(ready.get("$metadata").content)
+    run(npm, "npx", "--no-install", "odata2ts", "--source", "metadata-v2.xml", "--output", "odata2ts-v2", "--mode", "service",
+        "--emit-mode", "js", "--service-name", "MigrationV2")
+    assert script(npm, "odata2ts-v2.mjs", ready) == {
+        "pages": FOUND["pages"], "expanded": [f"Table {n}$app" for n in (2, 3, 4)], "unknown": None, "patched": True,
+        "begun": "In Progress", "cancelled": 204, "reason": "cancelled by admin: only a test"}
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skylift.runs import MigrationState
-from skylift.store.tables import apps, migration
+from skylift.store.tables import apps, migration, registry, upgrade_steps
 from tests.api import hostile
 from tests.api.conftest import fill, number, open_client
 
@@ -40,7 +40,9 @@ def asked(request, tmp_path_factory):
     with client.http.service.store.write() as connection:
         fill(connection)
         connection.execute(apps.insert().values(id=number(7), name="Mine", publisher="Me", version="1.0"))
-        connection.execute(migration.update().values(state=MigrationState.READY, product_id="Custom"))
+        connection.execute(migration.update().values(state=MigrationState.READY, product_id="Custom", id=number(91)))
+        connection.execute(registry.insert().values(id=number(90), company_name="", table_name="Shared"))
+        connection.execute(upgrade_steps.insert().values(id=number(92), company_name="", pack="p", step="s", checksum=""))
     runner = asyncio.Runner()
 
     def ask(method, path, query, headers, body):
@@ -86,16 +88,21 @@ def check_refusal(document, request_id):
     assert document["error"]["message"].endswith(f"  CorrelationId:  {request_id}.")
 
 
-def examples(asked, most):
-    return settings(max_examples=int(most * asked.examples), deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.fixture(params=[hostile.V1, hostile.V2], ids=["v1.0", "v2.0"])
+def words(request):
+    return request.param
+
+
+def examples(asked, words, most):
+    return settings(max_examples=int(most * asked.examples * words.share), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow
 @pytest.mark.rule("X1", "H1")
-def test_anything_is_answered_and_refused_in_json(asked, caplog):
-    @examples(asked, 1600)
-    @given(method=hostile.method, root=hostile.root, path=hostile.path, options=st.lists(hostile.option, max_size=3),
-           headers=st.lists(hostile.header, max_size=2), body=hostile.body, as_json=st.sampled_from((True, True, True, False)),
+def test_anything_is_answered_and_refused_in_json(asked, words, caplog):
+    @examples(asked, words, 1600)
+    @given(method=hostile.method, root=words.root, path=words.path, options=st.lists(words.option, max_size=3),
+           headers=st.lists(hostile.header, max_size=2), body=words.body, as_json=st.sampled_from((True, True, True, False)),
            more=hostile.rarely)
     def send(method, root, path, options, headers, body, as_json, more):
         query = "&".join(f"{name}={value}" for name, value in options).encode() + more
@@ -107,26 +114,27 @@ def test_anything_is_answered_and_refused_in_json(asked, caplog):
 
 @pytest.mark.slow
 @pytest.mark.rule("X1", "H1")
-def test_a_spoilt_request_is_answered_and_refused_in_json(asked, caplog):
-    @examples(asked, 1500)
-    @given(method=st.sampled_from(("GET", "GET", "GET", "POST", "PATCH", "DELETE")), url=hostile.url)
+def test_a_spoilt_request_is_answered_and_refused_in_json(asked, words, caplog):
+    @examples(asked, words, 1500)
+    @given(method=st.sampled_from(("GET", "GET", "GET", "POST", "PATCH", "DELETE")), url=words.url)
     def send(method, url):
         path, _, query = url.partition("?")
-        answered(asked, caplog, method, f"/api/v1.0/{path}", query.encode(), JSON, b"{}")
+        answered(asked, caplog, method, f"{words.base}{path}", query.encode(), JSON, b"{}")
 
     send()
 
 
 @pytest.mark.slow
 @pytest.mark.rule("X1", "B1", "B2")
-def test_each_item_of_a_batch_is_answered_and_refused_in_json(asked, caplog):
+def test_each_item_of_a_batch_is_answered_and_refused_in_json(asked, words, caplog):
     isolation = st.sampled_from(([], [], [(b"isolation", b"snapshot")]))
 
-    @examples(asked, 500)
-    @given(requests=hostile.batch(), isolation=isolation, go_on=st.sampled_from((b"true", b"true", b"true", b"false")))
+    @examples(asked, words, 500)
+    @given(requests=words.batch(), isolation=isolation, go_on=st.sampled_from((b"true", b"true", b"true", b"false")))
     def send(requests, isolation, go_on):
         headers = [*JSON, *isolation, (b"prefer", b"continue-on-error=" + go_on)]
-        status, _, content = answered(asked, caplog, "POST", "/api/v1.0/$batch", b"", headers, json.dumps({"requests": requests}).encode())
+        body = json.dumps({"requests": requests}).encode()
+        status, _, content = answered(asked, caplog, "POST", f"{words.base}$batch", b"", headers, body)
         assert status == 200, content                            # these batches can be read
         items = json.loads(content)["responses"]
         assert [item["id"] for item in items] == [request["id"] for request in requests[:len(items)]]
@@ -142,12 +150,12 @@ def test_each_item_of_a_batch_is_answered_and_refused_in_json(asked, caplog):
 
 @pytest.mark.slow
 @pytest.mark.rule("X1", "B4", "B6")
-def test_a_spoilt_batch_is_answered_or_refused_as_a_whole(asked, caplog):
-    @examples(asked, 1000)
-    @given(text=hostile.batch_text)
+def test_a_spoilt_batch_is_answered_or_refused_as_a_whole(asked, words, caplog):
+    @examples(asked, words, 1000)
+    @given(text=words.batch_text)
     def send(text):
         kind = b"multipart/mixed; boundary=b" if "--b" in text else b"application/json"
-        status, _, content = answered(asked, caplog, "POST", "/api/v1.0/$batch", b"", [(b"content-type", kind)], text.encode())
+        status, _, content = answered(asked, caplog, "POST", f"{words.base}$batch", b"", [(b"content-type", kind)], text.encode())
         assert status in (200, 400, 413, 501)
         assert status != 200 or (json.loads(content) if kind == b"application/json" else content.endswith(b"--\r\n"))
 

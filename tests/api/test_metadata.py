@@ -1,3 +1,6 @@
+import re
+from inspect import signature
+
 import pytest
 from lxml import etree
 
@@ -17,8 +20,11 @@ ACTIONS = {
 }
 
 
-def document(version="1.0"):
-    return etree.fromstring(metadata_document(V1, version))
+APIS = pytest.mark.parametrize("api", [V1, V2], ids=lambda api: api.version)
+
+
+def document(version="1.0", api=V1):
+    return etree.fromstring(metadata_document(api, version))
 
 
 def find(tree, path):
@@ -45,9 +51,10 @@ def test_the_service_document_names_the_sets_that_metadata_has(full):
 
 
 @pytest.mark.rule("M2")
-def test_every_name_that_metadata_uses_is_declared_in_it():
+@APIS
+def test_every_name_that_metadata_uses_is_declared_in_it(api):
     for version in ("1.0", "2.0"):
-        tree = document(version)
+        tree = document(version, api)
         known = {f"Microsoft.NAV.{name}" for name in find(tree, "//e:EntityType/@Name|//e:ComplexType/@Name|//e:EnumType/@Name")}
         used = {name.removeprefix("Collection(").removesuffix(")") for name in find(tree, "//@Type|//@EntityType")}
         assert {name for name in used if not name.startswith("Edm.")} <= known
@@ -156,15 +163,38 @@ def test_capabilities_say_what_may_be_written():
     assert writable["cloudMigrationCompanies"] == [False, True, False] and writable["setupCloudMigration"] == [True, True, False]
 
 
-def test_every_declared_verb_is_one_of_the_service():
-    verbs = {action.verb for s in V1.sets for action in s.actions} | {v for s in V1.sets for v in (s.create, s.change, s.delete) if v}
-    assert len({a.name for s in V1.sets for a in s.actions}) == 12
+@APIS
+def test_every_declared_verb_is_one_of_the_service(api):
+    verbs = {action.verb for s in api.sets for action in s.actions} | {v for s in api.sets for v in (s.create, s.change, s.delete) if v}
     assert all(getattr(Migration, verb.__name__, None) is verb for verb in verbs)
+    assert len({a.name for s in V1.sets for a in s.actions}) == 12
 
 
-def test_every_attribute_is_one_of_its_row():
-    for entity_set in V1.sets:
-        assert {p.attribute for p in entity_set.properties} <= set(entity_set.row.__dataclass_fields__), entity_set.name
+@APIS
+def test_every_attribute_is_one_of_its_row_and_every_parameter_one_of_its_verb(api):
+    for entity_set in api.sets:
+        assert {p.attribute for p in entity_set.properties if not p.read} <= set(entity_set.row.__dataclass_fields__), entity_set.name
+        for action in entity_set.actions:
+            assert {p.attribute for p in action.parameters} <= set(signature(action.verb).parameters), action.name
+
+
+@APIS
+def test_what_is_computed_or_may_be_unknown_is_explained_with_its_unit(api):
+    for entity_set in api.sets:
+        for prop in entity_set.properties:
+            assert prop.about or not (prop.computed or prop.read or prop.nullable), prop.name
+            if re.search("PerSecond|Bytes$|Ms$", prop.name):
+                assert re.search(r"a second|bytes|milliseconds", prop.about), prop.name
+
+
+def test_parameters_are_declared_and_those_that_may_be_left_out_say_so():
+    found = {action.get("Name"): {p.get("Name"): (p.get("Type"), p.get("Nullable"), bool(len(p))) for p in action[1:]}
+             for action in find(document(api=V2), "//e:Action[@IsBound='true']") if action[0].get("Name") == "bindingParameter"}
+    assert found["cancel"] == found["pause"] == {"reason": ("Edm.String", None, True)}
+    assert found["forceCompletion"] == {"reason": ("Edm.String", "false", False)}
+    assert found["runDataUpgrade"] == {"company": ("Edm.String", None, True), "ifCurrent": ("Edm.Boolean", None, True)}
+    assert found["resetCloudData"] == {} and find(document(api=V2), "//e:Annotation[@Term='Org.OData.Core.V1.OptionalParameter']")
+    assert b"OptionalParameter" not in metadata_document(V1, "1.0") and b"Org.OData.Core" not in metadata_document(V1, "1.0")
 
 
 def test_entity_definitions_caption_every_type_and_property(full):

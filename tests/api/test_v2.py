@@ -134,7 +134,7 @@ def test_an_entity_tag_does_not_change_with_the_clock(ready):
 
 @pytest.mark.parametrize(("body", "kind", "scope"), [
     ({}, "Full", Scope()),
-    ({"replicationType": "Diagnostic"}, "Diagnostic", Scope()),
+    ({"replicationType": "Diagnostic", "companies": None, "endTime": None}, "Diagnostic", Scope()),
     ({"replicationType": "Full"}, "Full", Scope()),
     ({"companies": ["zebra*"]}, "Full", Scope(companies=("Zebra*",))),
     ({"tables": ["Customer"], "companies": ["Zebra*"]}, "Full", Scope(companies=("Zebra*",), tables=("Customer",))),
@@ -157,7 +157,7 @@ def test_a_run_of_any_kind_begins_by_post(ready, body, kind, scope):
 
 
 @pytest.mark.parametrize(("body", "code"), [
-    ({"replicationType": "Weekly"}, "Application_EvaluateException"), ({"replicationType": None}, "BadRequest"),
+    ({"replicationType": "Weekly"}, "Application_EvaluateException"), ({"replicationType": 2}, "BadRequest"),
     ({"companies": "Zebra*"}, "BadRequest"), ({"companies": [1]}, "BadRequest"), ({"failedOnly": "yes"}, "BadRequest"),
     ({"status": "Completed"}, "BadRequest_InvalidOperation"), ({"kind": "Full"}, "BadRequest"),
     ({"companies": ["Nobody"]}, "Internal_RecordNotFound"), ({"tables": ["Nothing"]}, "Internal_RecordNotFound"),

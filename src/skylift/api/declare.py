@@ -31,8 +31,8 @@ class Property:
     secret: bool = False             # answered to the write that sets it, empty afterwards (W8)
     ignored: bool = False            # what a client sends of it is ignored (K2)
     nullable: bool = False           # null where it is not known; else there is a value that stands for that (H4)
-    computed: bool = False           # while reading: the entity tag does not depend on it
-    read: Callable[[Any], Any] | None = None     # the value of a row that does not have the attribute
+    computed: bool = False           # by the service, not in the store
+    read: Callable[[Any], Any] | None = None     # makes the value of the row; the entity tag does not depend on it
     required: bool = False           # of an action's parameter
     about: str = ""                  # for the reference page
 
@@ -90,6 +90,7 @@ class EntitySet:
     filterable: tuple[Property, ...] = ()    # known in $filter only: what the links of webhooks compare (K4)
     aliases: tuple[str, ...] = ()        # the generated documentation's misspelling (U5)
     rows: Callable[[Any], Sequence[Any]] | None = None   # those that are not in the store, of the service
+    null_is_unsent: bool = False         # in a POST: clients made from $metadata send every property
     noted: type | None = None            # whose changes webhooks tell (migration/changes.py), where it is not that of the rows
 
     @property

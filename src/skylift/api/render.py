@@ -150,8 +150,8 @@ def to_json(document: Any) -> bytes:
 
 
 def etag(entity_set: EntitySet, row: Any) -> str:
-    """Weak tag over every stored value that a GET shows, however it is spelt (W1)."""
-    values = [value_of(p, row) for p in entity_set.properties if not (p.secret or p.computed or p.read or p.is_collection)]
+    """Weak tag over every value that a GET shows, however it is spelt (W1), but for what depends on the time of reading."""
+    values = [value_of(p, row) for p in entity_set.properties if not (p.secret or p.read or p.is_collection)]
     digest = hashlib.blake2b(msgspec.json.encode([entity_set.name, values]), digest_size=15).digest()
     return f'W/"{base64.b64encode(digest).decode()}"'
 

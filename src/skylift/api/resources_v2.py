@@ -54,7 +54,7 @@ RUNS = EntitySet(
     navigations=(Navigation("runTables", lambda: RUN_TABLES, on=("run_id", "run_id"), partner="run"),),
     actions=(Action("cancel", Migration.cancel_replication, "Stop the run within seconds. What has arrived stays, and the next run goes "
                     "on from there.", (_REASON,)),),
-    create=Migration.start_run,
+    create=Migration.start_run, null_is_unsent=True,
     filterable=_MODIFIED,
     noted=Run,
 )
@@ -242,6 +242,7 @@ EVENTS = EntitySet(
         Property("id",        LONG,   "id"),
         Property("time",      TIME,   "at"),
         Property("actor",     STRING, "actor",      about="whose token, or which part of skylift"),
+        Property("actorId",   GUID,   "actor_id",   about="of that token; zeros = the command line, or skylift itself"),
         Property("subject",   STRING, "subject",    about="`migration`, `run <runId>`, `company <name>`, `table <name>`, ..."),
         Property("event",     STRING, "event"),
         Property("fromState", STRING, "from_state"),

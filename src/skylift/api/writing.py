@@ -62,7 +62,8 @@ def read_values(entity_set: EntitySet, body: bytes, row: Any | None) -> dict[str
         prop = entity_set.find_property(name)
         if prop is None:
             raise bad_request(f"The property '{name}' does not exist on type 'Microsoft.NAV.{entity_set.entity}'.")
-        if prop.ignored or (not prop.writable and (prop.computed or prop.read)):
+        unsent = entity_set.null_is_unsent and row is None and bytes(value) == b"null"
+        if prop.ignored or unsent or (not prop.writable and (prop.computed or prop.read)):
             continue
         read = _decoded(prop, value)
         if prop.writable:
