@@ -134,7 +134,7 @@ def copy(kind: str, source: str, target: str) -> dict:
     """`kind`: peer, verified, unverified (the G/L entries only), or all (every table, verified)."""
     from bench_peer import pipeline
 
-    from skylift.engine.hashing import warm_up
+    from skylift.engine.warm import warm_up
     warm_up()
     for leftover in Path(target).parent.glob(Path(target).name + "*"):
         leftover.unlink()

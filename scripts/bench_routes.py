@@ -250,7 +250,7 @@ def _mariadb_source(server: str, plain: Path) -> str:
 def copy(source: str, target: str, options: dict) -> dict:
     import resource
 
-    from skylift.engine.hashing import warm_up
+    from skylift.engine.warm import warm_up
     warm_up()
     from skylift.connectors import opened
     from skylift.engine.pool import copy_tables

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 from sqlalchemy.engine import make_url
 
-from skylift.connectors import open_source
+from skylift.connectors import mysql_rows, open_source
 from skylift.connectors.mysql import MySqlSource
 from skylift.connectors.mysql_connection import connect as connect_watched
 from skylift.connectors.mysql_connection import run
@@ -191,6 +191,15 @@ def test_an_estimate_is_taken_where_the_key_leaves_no_room_for_many_more_rows(so
         reader._facts["t"] = replace(reader.facts(table), rows=estimate)
 
         assert reader.measure(table).rows == (65_000 if counted else estimate)
+
+
+def test_rows_come_in_batches_and_all_are_parsed_by_code_that_was_compiled_once(source, monkeypatch):
+    monkeypatch.setattr(mysql_rows, "BATCH_ROWS", 10)
+    monkeypatch.setattr(mysql_rows, "FIRST_BYTES", 100)
+    source.execute("create table t (id int primary key, x text)", insert("t", [(n, "x" * (n * 7 % 40)) for n in range(95)]))
+
+    assert [(row["id"], row["x"]) for row in read(source).to_pylist()] == [(n, "x" * (n * 7 % 40)) for n in range(95)]
+    assert len(mysql_rows._fill.signatures) == 1
 
 
 def test_the_key_is_the_primary_one_or_a_unique_one_without_nulls(source):

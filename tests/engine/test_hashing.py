@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skylift.connectors import mysql_rows, postgres_binary, postgres_receive
+from skylift.engine import buckets, hashing
 from skylift.engine.hashing import HashedStream, digest, digest_all, row_hashes
+from skylift.engine.warm import warm_up
 from skylift.model import Digest
 
 MASK = 2**64 - 1
@@ -125,3 +128,19 @@ def test_digests_subtract_and_a_stream_counts_what_passes():
     assert stream.digest - digest(rows.slice(60)) == digest(rows.slice(0, 60))
     assert stream.size_bytes > 0
     assert len(set(zip(*row_hashes(rows), strict=True))) == 100
+
+
+def test_loops_are_compiled_once_whoever_made_the_buffers_and_warming_up_has_done_it():
+    loops = (hashing._fold_fixed, hashing._fold_bytes, hashing._finish, buckets._add, postgres_binary._survey, postgres_binary._fill,
+             postgres_receive._take, mysql_rows._fill)
+    warm_up("postgresql://", "mysql://", "duckdb:///x")
+    buckets.warm_up()
+    valid, words, ends, text = b"\x05", struct.pack("<3q", 1, 0, 3), struct.pack("<4i", 0, 1, 1, 2), b"xy"
+
+    digests = {digest(pa.RecordBatch.from_arrays([
+        pa.Array.from_buffers(pa.int64(), 3, [pa.py_buffer(kind(valid)), pa.py_buffer(kind(words))]),
+        pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(kind(ends)), pa.py_buffer(kind(text))])], names=["a", "b"]))
+        for kind in (bytes, bytearray)}
+
+    assert len(digests) == 1
+    assert {loop.py_func.__qualname__: len(loop.signatures) for loop in loops} == {loop.py_func.__qualname__: 1 for loop in loops}

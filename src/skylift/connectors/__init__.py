@@ -205,6 +205,8 @@ _SOURCES = {"sqlite": "skylift.connectors.sqlite", "mysql": "skylift.connectors.
 _TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake", "delta": "skylift.connectors.lake",
             "postgresql": "skylift.connectors.postgres_target", "mssql": "skylift.connectors.sqlserver_target"}
 _LOOKS = {"sqlite": "skylift.connectors.sqlite_look", "duckdb": "skylift.connectors.duckdb_look"}
+_COMPILED = {"postgresql": ("skylift.connectors.postgres_receive", "skylift.connectors.postgres_binary"),
+             "mysql": ("skylift.connectors.mysql_rows",), "mariadb": ("skylift.connectors.mysql_rows",)}    # modules with a warm_up()
 _PORTS = {"postgresql": 5432, "mssql": 1433}
 
 
@@ -254,6 +256,13 @@ def look_at_target(url: str, losses: Losses | None = None) -> TargetLook:
     look: TargetLook = _driver(parse_url(url), "target", _LOOKS).look_at_target(parse_url(url))
     look.losses = losses or Losses()
     return look
+
+
+def load(*urls: str) -> None:
+    """Import the drivers of these URLs and compile their loops, which takes seconds when it is done for the first time."""
+    for scheme in (parse_url(url).get_backend_name() for url in urls):
+        for module in (*(drivers[scheme] for drivers in (_SOURCES, _TARGETS) if scheme in drivers), *_COMPILED.get(scheme, ())):
+            getattr(importlib.import_module(module), "warm_up", lambda: None)()
 
 
 def grants(url: str, side: str) -> str:

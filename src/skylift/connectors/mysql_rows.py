@@ -66,6 +66,13 @@ class _Widths:
         self.caps = np.maximum(self.caps, wanted)
 
 
+def warm_up() -> None:
+    """Compile the loop, or load it: no row is asked for."""
+    words, bytes_, numbers = np.zeros((0, 0), np.uint64), np.zeros(0, np.uint8), np.zeros(0, np.int64)
+    _fill(_FETCH, U(0), U(0), numbers, numbers, words, numbers, numbers, bytes_, np.zeros((0, 1), np.int32), np.zeros((0, 0), np.uint8),
+          numbers, numbers)
+
+
 def read_result(connection: Connection, sql: str, kinds: Sequence[pa.DataType], zero_is_null: Sequence[bool] = (),
                 zeros: np.ndarray | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a select, column i as `kinds[i]`: text, binary, (u)int64, decimal128, timestamp[us], time64[us] or date32.
@@ -102,7 +109,7 @@ def _batches(connection: Connection, result: int, kinds: list[pa.DataType], zero
         valid = np.empty((len(kinds), widths.rows), np.uint8)
         nulls = np.zeros(len(kinds), np.int64)
         with connection.watched():
-            rows, row, why = _fill(_FETCH, U(result), row, parse, option, words, starts, widths.caps, arena, ends, valid, nulls, zeros)
+            rows, row, why = _fill(_FETCH, U(result), U(row), parse, option, words, starts, widths.caps, arena, ends, valid, nulls, zeros)
         if why >= _MISFIT:
             raise Misfit(why - _MISFIT, _cells(row, len(kinds), result))
         if rows:

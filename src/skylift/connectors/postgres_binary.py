@@ -29,6 +29,12 @@ _RETYPED, _NO_NUMBER, _TOO_LARGE = 1, 2, 3
 _REFUSALS = {_NO_NUMBER: "the value is infinite or not a number, and has no counterpart as", _TOO_LARGE: "the value does not fit"}
 
 
+def warm_up() -> None:
+    """Compile the loops, or load them."""
+    row = pa.RecordBatch.from_arrays([pa.array([b"\0\1\0\0\0\1x"])], names=["row"])
+    Decoder(Table("t", pa.schema([("a", pa.string())]))).decode(row)
+
+
 class Decoder:
     """Turns batches of ROW into batches of a table's schema; each field was selected as that type (postgres.selected)."""
 

@@ -44,6 +44,11 @@ _FUNCTIONS = np.concatenate([addresses(_library, ("PQgetCopyData", "PQconsumeInp
                              addresses(ctypes.CDLL(None), ("poll",))])
 
 
+def warm_up() -> None:
+    """Compile the loop, or load it: without a connection libpq says so."""
+    _take(_FUNCTIONS, U(0), np.zeros(3, U), np.zeros(2, np.int32), np.zeros(0, np.uint8), np.zeros(1, np.int32), 0)
+
+
 def copy_out(connection: Connection, sql: str, batch_bytes: int = BATCH_BYTES) -> Batches:
     """The rows of a query as they stand in binary COPY: batches of the schema ROW. Raises psycopg.Error.
 

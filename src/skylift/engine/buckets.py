@@ -38,6 +38,11 @@ def bucket_sums(readers: Readers, key: Sequence[str], buckets: int, workers: int
     return sums
 
 
+def warm_up() -> None:
+    """Compile the loop, or load it."""
+    bucket_sums([[pa.RecordBatch.from_arrays([pa.array([0])], names=["a"])]], ["a"], 1, 1)
+
+
 def bucket_count(rows: int) -> int:
     """About four rows a bucket, so that one changed row makes few others move; at most 24 MiB of sums."""
     return 1 << min(20, max(12, (rows // 4).bit_length()))

@@ -30,7 +30,7 @@ from skylift.model import Digest
 
 U = np.uint64
 _NULL = 0x9E6C63D0676A9A99
-_ABSENT = np.zeros(0, np.uint8)
+_ABSENT = np.frombuffer(b"", np.uint8)
 
 
 @nb.njit(nogil=True, cache=True, inline="always")
@@ -129,7 +129,7 @@ def digest_all(batches: Iterable[pa.RecordBatch]) -> Digest:
 
 
 def warm_up() -> None:
-    """Load the compiled loops, 0.2 s; a coordinator does it when it starts, before there is work."""
+    """Compile the loops, or load them where that was done before (engine/warm.py)."""
     digest(pa.RecordBatch.from_arrays([pa.array([0]), pa.array(["x"])], names=["a", "b"]))
 
 
@@ -155,17 +155,24 @@ def _lanes(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         seed = U((index + 1) * 0xD6E8FEB86659FD93 % 2**64)
         column = _canonical(column)
         buffers = column.buffers()
-        valid = np.frombuffer(buffers[0], np.uint8) if column.null_count else _ABSENT
+        valid = _view(buffers[0], np.uint8) if column.null_count else _ABSENT
         start, stop = column.offset, column.offset + len(column)
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             width = np.int32 if pa.types.is_binary(column.type) else np.int64
-            ends = np.frombuffer(buffers[1], width)[start:stop + 1].astype(U) if len(column) else np.zeros(1, U)
-            data = np.frombuffer(buffers[2], np.uint8) if buffers[2] is not None and buffers[2].size else _ABSENT
+            ends = _view(buffers[1], width)[start:stop + 1].astype(U) if len(column) else np.zeros(1, U)
+            data = _view(buffers[2], np.uint8) if buffers[2] is not None and buffers[2].size else _ABSENT
             _fold_bytes(h0, h1, ends, data, valid, start, seed)
         else:
             words = column.type.bit_width // 64
-            _fold_fixed(h0, h1, np.frombuffer(buffers[1], U)[start * words:stop * words], words, valid, start, seed)
+            _fold_fixed(h0, h1, _view(buffers[1], U)[start * words:stop * words], words, valid, start, seed)
     return h0, h1
+
+
+def _view(buffer: pa.Buffer, kind: type) -> np.ndarray:
+    """Never writeable, whoever has made the buffer: Numba compiles a loop for either."""
+    array: np.ndarray = np.frombuffer(buffer, kind)
+    array.flags.writeable = False
+    return array
 
 
 def _canonical(column: pa.Array) -> pa.Array:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from skylift.engine.hashing import warm_up
+from skylift.engine.warm import warm_up
 from skylift.errors import SkyliftError, Transient
 from skylift.migration import assessment
 from skylift.migration.companies import create_marked, initialize_scheduled
@@ -52,7 +52,7 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool], patie
         return stop() or (parent is not None and os.getppid() != int(parent))
 
     service = Service(store, settings, "coordinator")
-    threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+    threading.Thread(target=_warm_up, args=(service,), name="warm-up", daemon=True).start()
     ended = threading.Event()
     deliverer = threading.Thread(target=deliver, args=(service, lambda: ending() or ended.is_set()), name="deliverer", daemon=True)
     deliverer.start()
@@ -61,6 +61,14 @@ def coordinate(store: Store, settings: Settings, stop: Callable[[], bool], patie
     finally:
         ended.set()
         deliverer.join()
+
+
+def _warm_up(service: Service) -> None:
+    """For the databases of the migration, if it has been set up by now; else their drivers are loaded by the first run."""
+    with suppress(SkyliftError):
+        with service.store.read() as connection:
+            row = get_migration(connection)
+        warm_up(*(service.box.open(url) for url in (row["source_url"], row["target_url"]) if url))
 
 
 def _work(service: Service, ending: Callable[[], bool], patience_s: float) -> None:
