@@ -29,6 +29,7 @@ from skylift.runs import (
     TableMappingType,
     TableStatus,
     UpgradeStatus,
+    ValidationStatus,
 )
 
 NO_ID = UUID(int=0)
@@ -435,6 +436,64 @@ class Assessment:
     asked_by: str = ""
     started_at: datetime | None = None
     ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A validation that was asked for: which suites go through which companies."""
+
+    id: UUID
+    requested_at: datetime
+    requested_by: str
+    status: ValidationStatus
+    suites: str = ""               # their ids, a line each
+    companies: str = ""            # their names, a line each; '' = all marked ones
+    force: bool = False            # nothing that was validated before counts
+    total: int = 0                 # (company, suite, table) that it goes through, 0 until that is known
+    details: str = ""
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSuite:
+    """A suite as it is declared (validation/), with what it has found."""
+
+    id: str
+    description: str
+    automatic: bool
+    errors_should_fail_migration: bool
+    error_count: int = 0
+    warning_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationTest:
+    """A test of a suite as it is declared, with what it has found: the exact number, also where not every row is kept."""
+
+    id: UUID
+    suite: str
+    test: str
+    entity: str                    # '' = each table
+    description: str
+    fail_count: int = 0
+    ignored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationResult:
+    """Something that a test has found not to be as expected. Rows of a test beyond a bound are counted only."""
+
+    id: UUID
+    suite: str
+    test: str                      # '' = the suite itself could not go through this table
+    company_name: str              # '' = what all companies share
+    table_name: str                # or another entity that the test is about
+    key: str
+    expected: str
+    actual: str
+    is_warning: bool
+    message: str
+    found_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

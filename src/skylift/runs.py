@@ -85,6 +85,13 @@ class AssessmentStatus(StrEnum):
     FAILED = "Failed"
 
 
+class ValidationStatus(StrEnum):
+    IN_PROGRESS = "InProgress"
+    COMPLETED = "Completed"                     # whatever was found
+    FAILED = "Failed"                           # it could not be done
+    REPLACED = "Replaced"                       # another one was asked for before its end
+
+
 class MigrationState(StrEnum):
     NOT_SET_UP = "NotSetUp"
     AWAITING_AGENT = "AwaitingAgent"            # runtime name and key handed out, no source connected yet
@@ -168,6 +175,7 @@ ALLOWED: dict[str, set[MigrationState]] = {
     "force_completion":          set(M) - _BEFORE - _WORKING,
     "change_tables":             set(M) - _BEFORE - _WORKING,
     "assess":                    set(M) - _BEFORE - _WORKING,
+    "validate":                  set(M) - _BEFORE - _WORKING,
 }
 
 

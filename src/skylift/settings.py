@@ -79,6 +79,11 @@ class Settings:
     otlp_headers: str = _setting("", "headers for it, name=value separated by commas, values percent-encoded", secret=True)
     otlp_interval_s: float = _setting(15.0, "seconds between two sendings of metrics to it", least=0.1)
     prometheus: str = _setting("off", "whether /metrics answers those who have a token", one_of=("off", "on"))
+    validation_suites: str = _setting("", "folders with validation suites of one's own, separated by blanks (relative ones under `home`)")
+    validation: str = _setting("on request", "whether suites that are automatic go through what every run and upgrade has changed",
+                               one_of=("on request", "automatic"))
+    validation_query_s: float = _setting(300.0, "seconds after which a query of a validation suite is ended", least=0.1)
+    validation_rows: int = _setting(1000, "results of a validation test that are kept; more are counted", least=1)
     workers: int = _setting(2, "threads that copy", least=1)
     lease_s: float = _setting(15.0, "seconds after which a silent coordinator is replaced", least=0.1)
     poll_s: float = _setting(0.5, "seconds between two looks for new work", least=0.01)

@@ -9,7 +9,19 @@ from typer.exceptions import TyperException
 from typer.rich_utils import rich_format_error
 
 # importing them registers their commands
-from skylift.cli import assessing, commands, ending, granting, serving, tables, tokens, upgrading, verifying, webhooks  # noqa: F401
+from skylift.cli import (  # noqa: F401
+    assessing,
+    commands,
+    ending,
+    granting,
+    serving,
+    tables,
+    tokens,
+    upgrading,
+    validating,
+    verifying,
+    webhooks,
+)
 from skylift.cli.frame import BAD_INPUT, app, error_document
 
 

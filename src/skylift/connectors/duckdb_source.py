@@ -145,7 +145,7 @@ class DuckDBSource:
             if field.type == pa.null():
                 raise ValueRefused(f"{table.path}.{field.name}: skylift knows no exact form of the type {declared}",
                                    hint="leave the table out, or change the column's type")
-        columns = ", ".join(f"{moves_as(kind)[1].format(c=quote(name))} as {quote(name)}"
+        columns = ", ".join(f"{reading_sql(name, kind)} as {quote(name)}"
                             for name, kind in zip(table.schema.names, table.source_types, strict=True))
         where = " and ".join(f"rowid {sign} {int(bound[0])}" for sign, bound in ((">=", keys.lo), ("<", keys.hi)) if bound) or "true"
         sql = f"select {columns} from {_name(table)} where {where}"
@@ -206,7 +206,7 @@ class DuckDBSource:
     def _refusal(self, table: Table, where: str, error: Exception) -> CopyError:
         """Which cell cannot become what its column moves as."""
         for name, kind in zip(table.schema.names, table.source_types, strict=True):
-            if (made := moves_as(kind)[1].format(c=quote(name))) == quote(name):
+            if (made := reading_sql(name, kind)) == quote(name):
                 continue
             keys = ", ".join(f"{quote(k)}::varchar" for k in table.key) or "'-'"
             hit = self._rows(f"select {quote(name)}::varchar, {keys} from {_name(table)} where {where} and {quote(name)} is not null"
@@ -275,6 +275,11 @@ def moves_as(declared: str) -> tuple[pa.DataType, str]:
         precision, scale = declared[8:-1].split(",")
         return pa.decimal128(int(precision), int(scale)), _PLAIN
     return _TYPES.get(declared) or next((made for start, made in _BY_BEGINNING.items() if declared.startswith(start)), _UNKNOWN)
+
+
+def reading_sql(column: str, declared: str) -> str:
+    """The expression that reads a column as what it moves as."""
+    return moves_as(declared)[1].format(c=quote(column))
 
 
 def _width(declared: str) -> str:

@@ -146,10 +146,10 @@ def _compare_keys(table: Table, source: Readers, target: Readers, workers: int) 
                         hint="replace the target's rows (skylift tables --replace NAME), or leave the table out")
     count = bucket_count(table.rows or 0)
     here, there = (bucket_sums(side(), table.key, count, workers) for side in (source, target))
-    return sum_of(here), sum_of(there), _passes(differing(here, there), there[:, 0])
+    return sum_of(here), sum_of(there), passes(differing(here, there), there[:, 0])
 
 
-def _passes(wanted: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+def passes(wanted: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """`wanted` (bool of shape (buckets,)) in parts that have about PASS_ROWS of `rows` (per bucket) each."""
     turn = np.cumsum(np.where(wanted, rows, 0)) // PASS_ROWS
     for n in np.unique(turn[wanted]):

@@ -23,6 +23,7 @@ from skylift.migration.standing import complete
 from skylift.migration.switches import TableVerbs
 from skylift.migration.tokens import TokenVerbs
 from skylift.migration.upgrade import UpgradeVerbs
+from skylift.migration.validation import ValidationVerbs
 from skylift.migration.webhooks import WebhookVerbs
 from skylift.model import ProductType, Run, Standing, Subscription
 from skylift.products.registry import PRODUCTS
@@ -35,7 +36,7 @@ _PRODUCT_TYPES = [ProductType(product.id, product.display_name) for product in P
 
 
 class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, TableVerbs, ReplicationVerbs, UpgradeVerbs, EndingVerbs, TokenVerbs, WebhookVerbs,
-                AssessmentVerbs):
+                AssessmentVerbs, ValidationVerbs):
     """Everything that can be asked of one environment's migration."""
 
     def select(self, row_type: type[T], query: Query) -> list[T]:

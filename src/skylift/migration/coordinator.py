@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -26,11 +27,13 @@ from skylift.migration.replication import fail_run
 from skylift.migration.runner import is_cancelled, replicate
 from skylift.migration.service import Service, get_migration, newest_run
 from skylift.migration.upgrade import end_upgrade, upgrade
-from skylift.model import Run
+from skylift.migration.validation import pending
+from skylift.migration.validator import fail, go_through
+from skylift.model import Run, Validation
 from skylift.runs import MigrationState, RunStatus
 from skylift.settings import Settings
 from skylift.store import Store, leases, open_store
-from skylift.store.tables import runs, source_companies
+from skylift.store.tables import runs, source_companies, validations
 
 PARENT = "SKYLIFT_PARENT_PID"     # set for a child: it ends when that process does
 TRIES = 5                         # of a run that fails for a passing reason
@@ -119,6 +122,7 @@ class Worker:
             status = {MigrationState.REPLICATING: RunStatus.IN_PROGRESS, MigrationState.UPGRADING: RunStatus.UPGRADE_IN_PROGRESS}.get(state)
             run = newest_run(connection, runs.c.status == status) if status else None
             assessing = assessment.is_waiting(connection)
+            validation = None if status else pending(connection)
         if state is MigrationState.CREATING_COMPANIES:
             create_marked(self._service)
         elif scheduled:
@@ -127,6 +131,8 @@ class Worker:
             self._carry_out(run)
         elif assessing:
             assessment.carry_out(self._service, self._stop, self._lease.check)
+        elif validation:
+            self._validate(validation)
         else:
             return False
         return True
@@ -134,7 +140,7 @@ class Worker:
     def _carry_out(self, run: Run) -> None:
         _log.info("run %s: %s", run.run_id, run.status)
         try:
-            self._take_up(run)
+            self._take_up(runs, run.id, run.run_id)
             if run.status is RunStatus.IN_PROGRESS:
                 replicate(self._service, run, self._service.settings.workers, self._stop, self._lease.check)
             else:
@@ -156,15 +162,37 @@ class Worker:
             _log.exception("run %s", run.run_id)
             self._fail(run, f"skylift itself failed: {type(error).__name__}: {error} (the coordinator's log says more)")
 
-    def _take_up(self, run: Run) -> None:
-        """Note that a coordinator takes the run up. One that kills every coordinator must not do so for ever."""
-        if run.run_id in self._taken:
+    def _validate(self, validation: Validation) -> None:
+        try:
+            self._take_up(validations, validation.id, str(validation.id))
+            go_through(self._service, validation, self._stop, self._lease.check)
+        except LeaseLost:
+            raise
+        except Transient as error:
+            if error.code == "Store":
+                raise
+            tries = self._tries[str(validation.id)] = self._tries.get(str(validation.id), 0) + 1
+            _log.warning("validation, try %s: %s", tries, error)
+            if tries >= TRIES:
+                fail(self._service, validation, str(error), self._lease.check)
+            else:
+                pause(2.0 ** (tries - 1), self._stop)
+        except SkyliftError as error:
+            fail(self._service, validation, str(error), self._lease.check)
+        except Exception as error:
+            _log.exception("validation")
+            fail(self._service, validation, f"skylift itself failed: {type(error).__name__}: {error} (the coordinator's log says more)",
+                 self._lease.check)
+
+    def _take_up(self, table: sa.Table, id: UUID, name: str) -> None:
+        """Note that a coordinator takes a run or validation up. One that kills every coordinator must not do so for ever."""
+        if name in self._taken:
             return
-        self._taken.add(run.run_id)
+        self._taken.add(name)
         with self._service.store.write() as connection:
             self._lease.check(connection)
-            attempts = connection.scalar(sa.select(runs.c.attempts).where(runs.c.id == run.id)) or 0
-            connection.execute(runs.update().where(runs.c.id == run.id).values(attempts=attempts + 1))
+            attempts = connection.scalar(sa.select(table.c.attempts).where(table.c.id == id)) or 0
+            connection.execute(table.update().where(table.c.id == id).values(attempts=attempts + 1))
         if attempts >= TAKEOVERS:
             raise SkyliftError(f"{attempts} coordinators have ended while working on it, without getting on",
                                hint="the coordinator's log says why", code="Takeovers")

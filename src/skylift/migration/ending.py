@@ -18,6 +18,7 @@ from skylift.migration.changes import note, update_companies
 from skylift.migration.cutover import refuse_unproven
 from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import Service, Verb, newest_run
+from skylift.migration.validation import refuse_invalid
 from skylift.model import Setup
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, UpgradeStatus
@@ -112,6 +113,7 @@ class EndingVerbs(Service):
                 raise StateError("the data has not been upgraded", code="NotUpgraded",
                                  hint="replicate, then run the data upgrade (skylift upgrade; API: runDataUpgrade), then complete")
             refuse_failed_tables(verb.connection)
+            refuse_invalid(verb.connection)
         except StateError as error:
             if not force:
                 raise

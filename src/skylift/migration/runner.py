@@ -31,9 +31,10 @@ from skylift.migration.scope import Key, from_text, list_tables
 from skylift.migration.service import Service, Verb, get_migration, newest_run
 from skylift.migration.setup import sync_registry
 from skylift.migration.signals import of_left_out, of_step, of_table
+from skylift.migration.validation import validate_automatically
 from skylift.model import CopyTask, Progress, Run, RunTable, new_id
 from skylift.products.registry import find_product
-from skylift.runs import ReplicationType, TableStatus
+from skylift.runs import ReplicationType, RunStatus, TableStatus
 from skylift.store import to_row
 from skylift.store.tables import registry, run_tables, runs, source_companies
 from skylift.telemetry import Signal
@@ -55,8 +56,10 @@ def replicate(service: Service, run: Run, workers: int, stop: Callable[[], bool]
             return
         with service.verb() as verb:
             check(verb.connection)
-            end = end_cancelled if cancelled() else end_run
-            end(verb, run)
+            if cancelled():
+                end_cancelled(verb, run)
+            elif end_run(verb, run) is not RunStatus.FAILED and run.replication_type is not ReplicationType.DIAGNOSTIC:
+                validate_automatically(verb, service.settings)
 
 
 def is_cancelled(service: Service, run: Run) -> bool:

@@ -19,6 +19,7 @@ from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
 from skylift.migration.scope import Part, forget_copies
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
+from skylift.migration.validation import forget_validations
 from skylift.model import NO_ID, Setup, SourceCompany, TableSwitch
 from skylift.products import Catalogue, Product, measured
 from skylift.products.naming import same_name
@@ -217,6 +218,7 @@ def _leave_target(verb: Verb) -> None:
                      init_status=CompanyInit.UNKNOWN, init_error="", init_scheduled=False,
                      upgrade_status=UpgradeStatus.NONE, upgrade_error="")
     forget_copies(verb, Part())
+    forget_validations(verb)
     verb.log("migration", "change_target")
 
 

@@ -20,6 +20,7 @@ from skylift.migration.cutover import refuse_lag
 from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import Service, Verb, get_migration, get_row, newest_run
 from skylift.migration.upgrade_steps import enter_steps, note_step, settle_steps
+from skylift.migration.validation import validate_automatically
 from skylift.model import Run, TargetName
 from skylift.products.naming import target_name
 from skylift.products.registry import find_product
@@ -124,6 +125,8 @@ def upgrade(service: Service, run: Run, stop: Callable[[], bool], check: Callabl
                 source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.FAILED)).all()
         errors = [*([f"Tables of all companies: {shared_error}"] if shared_error else []), *(f"{name}: {error}" for name, error in failed)]
         end_upgrade(verb, run, "; ".join(errors))
+        if not errors:
+            validate_automatically(verb, service.settings)
 
 
 def preview(service: Service, packs: Sequence[str] | None, companies: Sequence[str],

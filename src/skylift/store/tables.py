@@ -30,6 +30,7 @@ from skylift.runs import (
     TableMappingType,
     TableStatus,
     UpgradeStatus,
+    ValidationStatus,
 )
 
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
@@ -345,6 +346,58 @@ assessments = _table(                                  # one row at most
     _time("ended_at", null=True),
 )
 
+validations = _table(
+    "validations",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _time("requested_at"),
+    _text("requested_by"),
+    sa.Column("status", Enumerated(ValidationStatus)),
+    _text("suites"),
+    _text("companies"),
+    _flag("force"),
+    _number("total"),
+    _number("attempts"),                               # coordinators that took it up since it last moved on
+    _text("details"),
+    _time("ended_at", null=True),
+)
+
+validation_progress = _table(                          # what a suite has gone through
+    "validation_progress",
+    sa.Column("company_name", TEXT, primary_key=True),
+    sa.Column("suite", TEXT, primary_key=True),
+    sa.Column("table_name", TEXT, primary_key=True),   # '' = a suite of expectations, as a whole
+    sa.Column("validation_id", sa.Uuid),
+    _time("ended_at"),
+    _number("errors", sa.BigInteger),                  # exact, also where not every row is kept
+    _number("warnings", sa.BigInteger),
+    _text("counts"),                                   # {test: [errors, warnings]} as JSON, '' where there are none
+    _text("note"),                                     # why it was not compared
+    _flag("fails_migration"),                          # the suite's errors do
+)
+
+validation_results = _table(
+    "validation_results",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _text("suite"),
+    _text("test"),
+    _text("company_name"),
+    _text("table_name"),
+    _text("unit"),                                     # table_name of the progress that it belongs to
+    _text("key"),
+    _text("expected"),
+    _text("actual"),
+    _flag("is_warning"),
+    _text("message"),
+    _time("found_at"),
+    sa.Index("ix_validation_results_company_name_suite_unit", "company_name", "suite", "unit"),
+)
+
+validation_ignored = _table(                           # tests that log nothing
+    "validation_ignored",
+    sa.Column("suite", TEXT, primary_key=True),
+    sa.Column("test", TEXT, primary_key=True),
+)
+
 subscriptions = _table(
     "subscriptions",
     sa.Column("id", TEXT, primary_key=True),
@@ -446,4 +499,5 @@ TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stor
     model.Event: events, model.Token: tokens, model.Delivery: deliveries, model.TableSwitch: registry,
     model.UpgradeStep: upgrade_steps, model.Standing: _standing,
     model.Finding: findings, model.Assessment: assessments,
+    model.Validation: validations, model.ValidationResult: validation_results,
 }

@@ -1,0 +1,509 @@
+"""Validation as part of a migration: what is asked for, what is kept of it, who may complete then, and what happens when it is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from decimal import Context, Decimal
+
+import pytest
+import sqlalchemy as sa
+
+from skylift.errors import NotFound, SetupError, StateError
+from skylift.migration import Migration
+from skylift.migration.coordinator import Worker
+from skylift.model import Validation, ValidationResult
+from skylift.query import Attribute, Order, Query
+from skylift.runs import MigrationState, ValidationStatus
+from skylift.settings import Settings
+from skylift.store.tables import validation_progress
+from skylift.validation import suites
+from tests.migration.lab import ANY, Lab
+from tests.migration.test_replication import CRONUS, CUSTOMER
+
+CONTOSO = "Contoso A_S _Nordic_"
+PLACE = f'"{CRONUS}"."{CUSTOMER}"'
+EXACT = Context(prec=60)
+NUMBER = '"Credit Limit (LCY)"'
+
+
+@pytest.fixture
+def copied(ready):
+    ready.run()
+    return ready
+
+
+def set_up(lab, **settings):
+    """The same migration with other settings."""
+    kept = {name: getattr(lab.migration.settings, name) for name in ("home", "poll_s")}
+    return Lab(Migration(lab.store, Settings(**{**kept, **settings}), "tester"), lab.source)
+
+
+def validate(lab, *suites, **options) -> Validation:
+    asked = lab.migration.validate(suites=suites, **options)
+    lab.work()
+    return lab.migration.get(Validation, asked.id)
+
+
+def results(lab):
+    order = tuple(Order(Attribute(name)) for name in ("company_name", "table_name", "suite", "test", "key"))
+    return lab.migration.select(ValidationResult, Query(order=order))
+
+
+def found(lab):
+    return [(row.company_name, row.table_name, row.suite, row.test, row.key, row.is_warning) for row in results(lab)]
+
+
+def progress(lab):
+    with lab.store.read() as connection:
+        return connection.execute(sa.select(validation_progress)).all()
+
+
+def write_suite(folder, tests, **top):
+    folder.mkdir(exist_ok=True)
+    head = "\n".join(f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+                     for key, value in ({"id": "own"} | top).items())
+    (folder / "suite.toml").write_text(f"{head}\n{tests}")
+    return str(folder)
+
+
+def refused(lab, code, words=None):
+    with pytest.raises(StateError, match=words) as raised:
+        lab.migration.complete_cloud_migration()
+    assert raised.value.code == code and raised.value.hint
+    return raised.value
+
+
+def test_what_was_copied_is_found_as_it_should_be_and_every_suite_has_gone_through_every_table(copied):
+    ended = validate(copied)
+
+    assert (ended.status, found(copied)) == (ValidationStatus.COMPLETED, [])
+    assert ended.details.startswith("0 errors and 0 warnings in ")
+    taking_part = {(t.company_name, t.table_name) for t in copied.tables(copied.runs[0]).values()}
+    assert {(p.company_name, p.table_name) for p in progress(copied) if p.suite == "rows"} == taking_part
+    assert ended.total == len(progress(copied)) == 5 * len(taking_part)
+    assert {p.note for p in progress(copied)} == {"", "the table has no primary key", "the target keeps rows of its own (preserved)"}
+
+
+def test_what_was_changed_behind_skylifts_back_is_a_row_with_place_expected_and_actual(copied):
+    [(before,)] = copied.in_target(f"select sum({NUMBER}) from {PLACE}")
+    copied.in_target(f"update {PLACE} set {NUMBER} = {NUMBER} + 1 where No_ = (select min(No_) from {PLACE})")
+    ended = validate(copied)
+
+    [row] = [row for row in results(copied) if row.test == "sum"]
+    assert (row.company_name, row.table_name, row.suite, row.key) == (CRONUS, CUSTOMER, "columns", "Credit Limit (LCY)")
+    assert not row.is_warning
+    assert (Decimal(row.expected), EXACT.subtract(Decimal(row.actual), Decimal(row.expected))) == (before, 1)
+    assert ended.status is ValidationStatus.COMPLETED and not ended.details.startswith("0 errors")
+
+
+def test_an_error_holds_completion_up_until_it_is_mended_and_validated_again(copied):
+    copied.migration.run_data_upgrade()
+    copied.work()
+    copied.in_target(f"delete from {PLACE} where No_ = (select min(No_) from {PLACE})")
+    validate(copied, "rows")
+    error = refused(copied, "ValidationFailed", rf"validation has found 1 error: {CRONUS} Customer\$.* \(suite rows\)")
+    assert "skylift validate" in error.hint
+
+    copied.in_source(f'delete from "{CRONUS}${CUSTOMER}" where "No_" = (select min("No_") from "{CRONUS}${CUSTOMER}")')
+    validate(copied, "rows")                       # what was found is gone through again without force
+    assert found(copied) == []
+    refused(copied, "FeedLag")                     # the next condition
+
+
+def test_completion_in_spite_of_errors_needs_a_reason_and_says_what_was_open(copied):
+    copied.migration.run_data_upgrade()
+    copied.work()
+    copied.in_target(f"delete from {PLACE}")
+    validate(copied)
+    refused(copied, "ValidationFailed")
+
+    copied.migration.complete_cloud_migration(force=True, reason="known")
+    assert copied.state is MigrationState.DISABLED
+    assert "Still open: validation has found" in copied.runs[0].details
+
+
+def test_neither_warnings_nor_suites_that_should_not_fail_it_nor_what_takes_no_part_hold_completion_up(copied, tmp_path):
+    suite = write_suite(tmp_path / "own", f"[[test]]\nid = 'some'\ntarget = 'select count(*) from {{{{{CUSTOMER}}}}}'\nexpected = -1",
+                        errors_should_fail_migration=False)
+    lab = set_up(copied, validation_suites=suite)
+    lab.migration.run_data_upgrade()
+    lab.work()
+    lab.in_target(f"delete from {PLACE}")
+    validate(lab)
+    assert len([row for row in results(lab) if row.suite == "own"]) == 2
+    for table in (CUSTOMER, f"{CUSTOMER}$ext"):
+        lab.migration.change_table(lab.switch(table, CRONUS).id, {"replicate": False}, ANY)
+
+    lab.migration.complete_cloud_migration()
+    assert lab.state is MigrationState.DISABLED
+
+
+def test_completion_waits_for_a_validation_under_way(copied):
+    copied.migration.run_data_upgrade()
+    copied.work()
+    copied.migration.validate()
+    refused(copied, "ValidationInProgress")
+
+
+def test_a_source_that_has_changed_since_is_no_error_of_the_target(copied):
+    copied.in_source(*(f'delete from "{CRONUS}${CUSTOMER}{end}"' for end in ("", "$ext")))
+    validate(copied)
+
+    assert found(copied)
+    assert all(row.is_warning and "run the replication" in row.message for row in results(copied))
+    copied.run()
+    validate(copied)
+    assert found(copied) == []
+
+
+def test_only_what_may_have_changed_is_gone_through_again_unless_forced(copied, monkeypatch):
+    validate(copied)
+    checked = []
+    honest = suites.Pair.target_rows
+    monkeypatch.setattr(suites.Pair, "target_rows", lambda pair: checked.append(pair.task.table_name) or honest(pair))
+    ended = validate(copied)
+    assert (checked, ended.total) == ([], len(progress(copied)))
+
+    copied.in_target(f"delete from {PLACE}")       # nobody knows of it
+    validate(copied)
+    assert (checked, found(copied)) == ([], [])
+    validate(copied, "rows", force=True)
+    assert len(checked) == len([p for p in progress(copied) if p.suite == "rows"])
+    assert [row[2:4] for row in found(copied)] == [("rows", "count")]
+
+    checked.clear()
+    validate(copied)
+    assert checked == [CUSTOMER]                   # what has a finding is looked at again
+    copied.run()
+    checked.clear()
+    validate(copied, companies=[CONTOSO])
+    assert len(checked) > 10                       # a run has been made since
+
+
+def test_a_validation_of_one_company_leaves_what_was_found_in_others(copied):
+    copied.in_target(f"delete from {PLACE}")
+    copied.in_target(f'delete from "{CONTOSO}"."{CUSTOMER}"')
+    validate(copied, "rows")
+    validate(copied, "rows", companies=[CONTOSO], force=True)
+    assert [row[0] for row in found(copied)] == [CRONUS, CONTOSO] or [row[0] for row in found(copied)] == [CONTOSO, CRONUS]
+
+
+def test_a_suite_that_crashes_is_a_warning_and_the_others_go_on(copied, monkeypatch):
+    def crash(pair):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(suites.Pair, "source_rows", crash)
+    copied.in_target(f"delete from {PLACE}")
+    ended = validate(copied)
+
+    assert ended.status is ValidationStatus.COMPLETED
+    rows = [row for row in results(copied) if row.suite == "rows"]
+    assert {(row.test, row.is_warning, row.message) for row in rows} == {("", True, "ZeroDivisionError: a bug")}
+    assert {row.suite for row in results(copied) if not row.is_warning} == {"keys", "columns", "census", "companions"}
+
+
+def test_tests_that_are_ignored_log_nothing_and_what_they_have_found_is_forgotten(copied):
+    copied.in_target(f"delete from {PLACE}")
+    validate(copied)
+    [test] = [test for test in copied.migration.validation_tests() if (test.suite, test.test) == ("keys", "missing")]
+    assert test.fail_count == 20 or test.fail_count > 0
+    others = [row for row in found(copied) if row[2:4] != ("keys", "missing")]
+
+    assert copied.migration.ignore_test(test.id, True).ignored
+    assert found(copied) == others
+    validate(copied, force=True)
+    assert found(copied) == others
+    [now] = [found for found in copied.migration.validation_tests() if found.id == test.id]
+    assert (now.fail_count, now.ignored) == (0, True)
+
+    assert not copied.migration.ignore_test(test.id, False).ignored
+    validate(copied, force=True)
+    assert ("keys", "missing") in {row[2:4] for row in found(copied)}
+    with pytest.raises(NotFound):
+        copied.migration.ignore_test(copied.setup.id, True)
+
+
+def test_of_many_findings_some_are_kept_and_all_are_counted(copied):
+    lab = set_up(copied, validation_rows=3)
+    for company in (CRONUS, CONTOSO):
+        lab.in_target(f'delete from "{company}"."{CUSTOMER}"')
+    validate(lab, "keys")
+
+    rows = [row for row in found(lab) if row[3] == "missing" and row[1] == CUSTOMER]
+    assert len(rows) == 4                          # three, and one of each further table
+    [test] = [test for test in lab.migration.validation_tests() if (test.suite, test.test) == ("keys", "missing")]
+    [[count]] = lab.in_source(f'select (select count(*) from "{CRONUS}${CUSTOMER}") + (select count(*) from "{CONTOSO}${CUSTOMER}")')
+    assert test.fail_count == count[0]
+    assert sum(suite.error_count for suite in lab.migration.validation_suites()) == count[0]
+
+
+OWN = f"""
+[[test]]
+id = "count"
+entity = "Customers"
+source = 'select count(*) from {{{{Customer}}}}'
+target = 'select count(*) from {{{{{CUSTOMER}}}}}'
+[[test]]
+id = "limits"
+entity = "Customers"
+source = 'select "No_", "Credit Limit (LCY)" from {{{{Customer}}}}'
+target = 'select "No_", "Credit Limit (LCY)" from {{{{Customer}}}}'
+redact = true
+[[test]]
+id = "none"
+target = 'select "No_" from {{{{Customer}}}} where "Name" = $$forged$$'
+expect_none = true
+is_warning = true
+[[test]]
+id = "off"
+target = 'select 1'
+expected = 2
+ignore = true
+[[test]]
+id = "wrong"
+target = 'select nonsense'
+expected = 2
+[[test]]
+id = "writes"
+target = 'delete from {{{{Customer}}}}'
+expected = 2
+[[test]]
+id = "shared"
+scope = "shared"
+target = 'select count(*) from {{{{Company Information}}}}'
+expected = 3
+"""
+
+
+def test_expectations_in_sql_compare_both_sides_by_key_and_value_hide_what_is_secret_and_write_nothing(copied, tmp_path):
+    lab = set_up(copied, validation_suites=write_suite(tmp_path / "own", OWN))
+    validate(lab, "own")
+    clean = {(row.company_name, row.test): row for row in results(lab)}
+    assert {test for _, test in clean} == {"wrong", "writes", "shared"}
+    assert {row.is_warning for row in results(lab)} == {True}
+    assert "nonsense" in clean[CRONUS, "wrong"].message and "not one query" in clean[CRONUS, "writes"].message
+    assert "no table of all companies" in clean["", "shared"].message
+
+    lab.in_target(f"update {PLACE} set {NUMBER} = 12345.5, \"Name\" = 'forged' where No_ = (select min(No_) from {PLACE})")
+    lab.in_target(f"delete from {PLACE} where No_ = (select max(No_) from {PLACE})")
+    [((first, last),)] = [lab.in_source(f'select min("No_"), max("No_") from "{CRONUS}${CUSTOMER}"')[0]]
+    validate(lab, "own")
+    now = {(row.test, row.key): row for row in results(lab) if row.company_name == CRONUS and row.test not in ("wrong", "writes")}
+    assert set(now) == {("count", ""), ("limits", first), ("limits", last), ("none", first)}
+    assert int(now["count", ""].expected) == int(now["count", ""].actual) + 1
+    assert {now[key].expected for key in now if key[0] == "limits"} == {"***"} == {now[key].actual for key in now if key[0] == "limits"}
+    assert (now["none", first].is_warning, now["count", ""].table_name) == (True, "Customers")
+    assert "12345" not in str(results(lab))
+
+
+def test_an_expectation_that_never_ends_is_ended_and_the_rest_goes_on(copied, tmp_path):
+    endless = "with recursive r(n) as (select 1 union all select n + 1 from r) select count(*) from r"
+    lab = set_up(copied, validation_query_s=0.5, validation_suites=write_suite(tmp_path / "own", f"""
+[[test]]
+id = "endless"
+source = '{endless}'
+target = 'select 1'
+[[test]]
+id = "next"
+target = 'select 1'
+expected = 2
+"""))
+    began = time.monotonic()
+    validate(lab, "own", companies=[CRONUS])
+    assert time.monotonic() - began < 20
+    assert [(row.test, row.is_warning, row.actual) for row in results(lab)] == [("endless", True, ""), ("next", False, "1")]
+    assert "took longer than 0.5 s" in results(lab)[0].message
+
+
+def test_generic_suites_leave_alone_what_the_upgrade_has_changed_and_expectations_say_when_they_are_meant(copied, tmp_path):
+    one = "[[test]]\nid = 'one'\ntarget = 'select 1'\nexpected = 2"
+    folders = [write_suite(tmp_path / when, one, id=when, when=when) for when in ("copied", "upgraded", "always")]
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    (pack / "pack.toml").write_text('name = "p"\nversion = "1"\n[[step]]\nid = "1"\nsql = "1.sql"')
+    (pack / "1.sql").write_text('update {{Customer}} set "Name" = upper("Name") || 1')
+    lab = set_up(copied, validation_suites=" ".join(folders))
+    validate(lab)
+    assert {row.suite for row in results(lab)} == {"copied", "always"}
+
+    lab.migration.run_data_upgrade(packs=[str(pack)])
+    lab.work()
+    validate(lab)
+    assert {row.suite for row in results(lab)} == {"upgraded", "always"}
+    notes = {p.suite: p.note for p in progress(lab) if (p.company_name, p.table_name) == (CRONUS, CUSTOMER)}
+    assert {notes[suite] for suite in ("rows", "keys", "columns", "census")} == {
+        "changed by the data upgrade, no longer compared with the source"}
+
+
+def test_where_the_setting_says_so_automatic_suites_follow_every_run_and_upgrade(copied, tmp_path):
+    one = "[[test]]\nid = 'one'\ntarget = 'select 1'\nexpected = 1"
+    folder = write_suite(tmp_path / "own", one, automatic=False)
+    lab = set_up(copied, validation="automatic", validation_suites=folder)
+    asked = lambda: lab.migration.select(Validation, Query(order=(Order(Attribute("requested_at")),)))  # noqa: E731
+    lab.run()
+    assert [(v.status, v.suites) for v in asked()] == [(ValidationStatus.COMPLETED, "rows\nkeys\ncolumns\ncensus\ncompanions")]
+    lab.run(kind="Diagnostic")
+    assert len(asked()) == 1
+    lab.run()
+    lab.migration.run_data_upgrade()
+    lab.work()
+    assert [v.status for v in asked()] == [ValidationStatus.COMPLETED] * 3
+    lab.migration.complete_cloud_migration()
+
+
+def test_a_run_does_not_wait_for_a_validation_which_goes_on_after_it(copied, monkeypatch):
+    asked = copied.migration.validate()
+    honest = suites.Pair.target_rows
+
+    def slow(pair):
+        if copied.state is MigrationState.READY or copied.state is MigrationState.UPGRADE_PENDING:
+            copied.migration.run_replication()
+        time.sleep(0.05)
+        return honest(pair)
+
+    monkeypatch.setattr(suites.Pair, "target_rows", slow)
+    lease_free = copied.work
+    stopped = []
+
+    class Watched(Worker):
+        def work(self):
+            done = super().work()
+            stopped.append((copied.state, copied.migration.get(Validation, asked.id).status))
+            monkeypatch.setattr(suites.Pair, "target_rows", honest)
+            return done
+
+    monkeypatch.setattr("tests.migration.lab.Worker", Watched)
+    lease_free()
+    assert stopped[0] == (MigrationState.REPLICATING, ValidationStatus.IN_PROGRESS)
+    assert stopped[1] == (MigrationState.UPGRADE_PENDING, ValidationStatus.IN_PROGRESS)
+    assert stopped[-1][1] is ValidationStatus.COMPLETED and found(copied) == []
+
+
+def test_a_coordinator_that_is_killed_is_replaced_and_goes_on_where_it_was(copied, tmp_path):
+    copied.in_target(f"delete from {PLACE}")
+    asked = copied.migration.validate()
+    script = """if True:
+        import sys, time
+        from pathlib import Path
+        from skylift.migration import Migration, validator
+        from skylift.migration.coordinator import Worker
+        from skylift.migration.lease import Lease
+        from skylift.settings import Settings
+        from skylift.store import open_store
+        from skylift.validation import suites
+        validator.FLUSH_S = 0
+        honest = suites.Pair.target_rows
+        def slow(pair):
+            time.sleep(0.1)
+            return honest(pair)
+        suites.Pair.target_rows = slow
+        settings = Settings(home=Path(sys.argv[1]), poll_s=0.02)
+        store = open_store(settings.store)
+        lease = Lease(store, 1)
+        lease.take()
+        with lease:
+            Worker(Migration(store, settings, "other"), lease, lambda: False).work()
+    """
+    child = subprocess.Popen([sys.executable, "-c", script, str(copied.migration.settings.home)])
+    until = time.monotonic() + 60
+    while len(progress(copied)) < 20 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    before = {(p.company_name, p.suite, p.table_name): p.ended_at for p in progress(copied)}
+    assert 20 <= len(before) < 100 and copied.migration.get(Validation, asked.id).status is ValidationStatus.IN_PROGRESS
+
+    time.sleep(1.1)                                # until its lease has run out
+    copied.work()
+    after = {(p.company_name, p.suite, p.table_name): p.ended_at for p in progress(copied)}
+    ended = copied.migration.get(Validation, asked.id)
+    assert (ended.status, ended.total) == (ValidationStatus.COMPLETED, len(after))
+    assert {unit: after[unit] for unit in before} == before            # nothing is done twice
+    assert {row[2] for row in found(copied)} == {"rows", "keys", "columns", "census", "companions"}
+
+
+def test_a_validation_that_cannot_reach_its_source_ends_as_failed_and_says_why(copied):
+    asked = copied.migration.validate()
+    copied.source.rename(copied.source.with_suffix(".away"))
+    copied.work()
+    ended = copied.migration.get(Validation, asked.id)
+    assert ended.status is ValidationStatus.FAILED and "cannot be read" in ended.details and ended.ended_at
+
+
+def test_asking_is_refused_for_what_there_is_not_and_while_something_is_going_on(lab):
+    with pytest.raises(StateError, match="not set up"):
+        lab.migration.validate()
+    lab.prepare()
+    with pytest.raises(StateError) as raised:
+        lab.migration.validate()
+    assert raised.value.code == "NothingCopied"
+    lab.run()
+    with pytest.raises(NotFound, match="no validation suite 'nope'"):
+        lab.migration.validate(suites=["nope"])
+    with pytest.raises(NotFound, match="no company 'nope'"):
+        lab.migration.validate(companies=["nope"])
+    first = lab.migration.validate()
+    with pytest.raises(StateError) as raised:
+        lab.migration.validate()
+    assert raised.value.code == "ValidationInProgress"
+    lab.migration.validate(force=True)
+    assert lab.migration.get(Validation, first.id).status is ValidationStatus.REPLACED
+    lab.migration.run_replication()
+    with pytest.raises(StateError) as raised:
+        lab.migration.validate(force=True)
+    assert raised.value.code == "RunInProgress"
+
+
+def test_mapped_tables_are_validated_where_the_mapping_puts_them_and_left_out_ones_not(copied):
+    copied.migration.change_table(copied.switch(CUSTOMER, CRONUS).id, {"replicate": False}, ANY)
+    copied.in_target(f"delete from {PLACE}")
+    validate(copied)
+    assert found(copied) == [] and (CRONUS, CUSTOMER) not in {(p.company_name, p.table_name) for p in progress(copied)}
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("id = ", "cannot be read"), ("id = 'a'", r"no \[\[test\]\]"), ("id = 'a'\ncolour = 1", "'colour' is not known"),
+    ("[[test]]\nid = 'x'", "has no id"), ("id = '" + "a" * 21 + "'\n[[test]]\nid = 'x'", "id of 1 to 20"),
+    ("id = 'a'\n[[test]]\nid = 'x'", "no target query"), ("id = 'a'\n[[test]]\nid = 'x'\ntarget = 'select 1'", "needs one of"),
+    ("id = 'a'\n[[test]]\nid = 'x'\ntarget = 'select 1'\nexpected = 1\nsource = 'select 1'", "needs one of"),
+    ("id = 'a'\n[[test]]\nid = 'x'\ntarget = 5\nexpected = 1", "neither text nor"),
+    ("id = 'a'\nwhen = 'soon'\n[[test]]\nid = 'x'\ntarget = ''\nexpected = 1", "possible are always"),
+    ("id = 'a'\nautomatic = 'yes'\n[[test]]\nid = 'x'\ntarget = ''\nexpected = 1", "'automatic' is not true or false"),
+    ("id = 'rows'\n[[test]]\nid = 'x'\ntarget = ''\nexpected = 1", "more than one validation suite is called 'rows'"),
+    ("id = 'a'\n" + "[[test]]\nid = 'x'\ntarget = ''\nexpected = 1\n" * 2, "two tests of one id"),
+    ("id = 'a'\n[[test]]\nid = 'x'\ntarget = ''\nexpected = 1\nscope = 'all'", "the scope 'all' is not known"),
+])
+def test_a_suite_that_is_wrong_is_refused_with_its_file_and_what_is_wrong(copied, tmp_path, text, words):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "suite.toml").write_text(text)
+    with pytest.raises(SetupError, match=words) as raised:
+        set_up(copied, validation_suites=str(tmp_path / "own")).migration.validate()
+    assert raised.value.code == "Suite"
+
+
+def test_a_suite_may_be_json_and_values_are_compared_by_value_and_neutral_text(copied, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "suite.json").write_text("""{"id": "own", "test": [
+        {"id": "equal", "scope": "shared", "key": 1, "source": "select 1, 2.50, 'Aé', null, 0, x'0aFF', '2020-01-01'",
+         "target": "select 1.0, 2.5, 'Aé', null, false, '\\\\x0A\\\\xff'::blob, date '2020-01-01'"},
+        {"id": "case", "scope": "shared", "source": "select 'a'", "target": "select 'A'"},
+        {"id": "blank", "scope": "shared", "source": "select 'a '", "target": "select 'a'"},
+        {"id": "null", "scope": "shared", "source": "select null", "target": "select ''"},
+        {"id": "exact", "scope": "shared", "target": "select 1.10::decimal(10,2)", "expected": 1.1},
+        {"id": "time", "scope": "shared", "source": "select '2020-01-01 10:00:00.5'",
+         "target": "select timestamp '2020-01-01 10:00:00.500'"},
+        {"id": "empty", "scope": "shared", "target": "select 1 where false", "expected": 1}]}""")
+    lab = set_up(copied, validation_suites=str(tmp_path / "own"))
+    validate(lab, "own")
+    assert [(row.test, row.expected, row.actual) for row in results(lab)] == [
+        ("blank", "a ", "a"), ("case", "a", "A"), ("empty", "1", "does not exist"), ("null", "null", "")]
+
+
+def test_another_target_has_nothing_of_what_was_found(copied, tmp_path):
+    copied.in_target(f"delete from {PLACE}")
+    validate(copied, "rows")
+    lab = set_up(copied, target=f"duckdb:///{tmp_path}/other.duckdb")
+    lab.migration.change_setup(lab.setup.id, lab.values, ANY)
+    assert progress(lab) == [] and found(lab) == []
