@@ -1,6 +1,6 @@
 """Routes between real servers beside their peers, each started for the occasion: what scripts/bench prints for PostgreSQL and MariaDB.
 
-Every contender moves the same table, `rows` G/L entries of 53 columns (or many small tables), in a process of its own; they take
+Every contender moves the same table, `rows` G/L entries of 50 columns (or many small tables), in a process of its own; they take
 turns and the median counts. Peers verify nothing; skylift verifies unless the line says otherwise.
 """
 
@@ -35,8 +35,9 @@ def measure_routes(sample: Path, rows: int, runs: int) -> list[Line]:
     if not plain.exists():
         _plain_copy(sample, plain, rows)
     source = _postgres_source(postgres, plain)
-    lines = [*_sqlite_to_postgres(plain, postgres, rows, runs), *_postgres_to_postgres(source, postgres, rows, runs),
-             *_mariadb_to_postgres(plain, servers.mariadb(), postgres, rows, runs), *_small(sample.parent, postgres, runs)]
+    lines = [*_sqlite_to_postgres(plain, postgres, source, rows, runs), *_postgres_to_postgres(source, postgres, rows, runs),
+             *_mariadb_to_postgres(plain, servers.mariadb(), postgres, rows, runs), *_small(sample.parent, postgres, runs),
+             *_postgres_to_lakes(source, sample.parent, rows, runs)]
     return lines
 
 
@@ -61,15 +62,19 @@ def line(what: str, ours: float, peer: float | None, bar: str) -> Line:
 # ------------------------------------------------------------------ routes
 
 
-def _sqlite_to_postgres(plain: Path, server: str, rows: int, runs: int) -> list[Line]:
+def _sqlite_to_postgres(plain: Path, server: str, there: str, rows: int, runs: int) -> list[Line]:
+    """`there`: a database in which these rows are already."""
     taken = compete({
         "skylift": lambda: skylift(f"sqlite:///{plain}?mode=ro", database(server)),
         "unverified": lambda: skylift(f"sqlite:///{plain}?mode=ro", database(server), verify=False),
         "pgloader": lambda: pgloader(f"sqlite://{plain}", database(server), rows, "sqlite"),
+        "nowhere": lambda: nowhere(there),
     }, runs)
-    return [line(f"SQLite → PostgreSQL, {rows:,} rows × 53 columns, verified, against pgloader", taken["skylift"], taken.get("pgloader"),
+    return [line(f"SQLite → PostgreSQL, {rows:,} rows × 50 columns, verified, against pgloader", taken["skylift"], taken.get("pgloader"),
                  "≥ 2.5 ×"),
-            line("the same without verification, against it with", taken["unverified"], taken["skylift"], "≤ 1.25 ×")]
+            line("the same without verification, against it with", taken["unverified"], taken["skylift"], "≤ 1.25 ×"),
+            ("PostgreSQL's own part of that: COPY of these rows TO '/dev/null', half in each of two sessions, of the unverified copy",
+             f"{taken['unverified']:.2f} s", f"{taken['nowhere']:.2f} s", f"{taken['nowhere'] / taken['unverified']:.0%}", "–")]
 
 
 def _postgres_to_postgres(source: str, server: str, rows: int, runs: int) -> list[Line]:
@@ -79,7 +84,7 @@ def _postgres_to_postgres(source: str, server: str, rows: int, runs: int) -> lis
         "pgcopydb": lambda: pgcopydb(source, database(server), rows),
         "pipe": lambda: pipe(source, database(server), rows),
     }, runs)
-    return [line(f"PostgreSQL → PostgreSQL, {rows:,} rows × 53 columns, verified, against pgcopydb", taken["skylift"],
+    return [line(f"PostgreSQL → PostgreSQL, {rows:,} rows × 50 columns, verified, against pgcopydb", taken["skylift"],
                  taken.get("pgcopydb"), "≥ 1.2 ×"),
             line("the same without verification, against psql piped into psql", taken["unverified"], taken.get("pipe"), "≥ 0.85 ×")]
 
@@ -90,7 +95,7 @@ def _mariadb_to_postgres(plain: Path, mariadb: str, server: str, rows: int, runs
         "skylift": lambda: skylift(source, database(server)),
         "pgloader": lambda: pgloader(source, database(server), rows, "mysql"),
     }, runs)
-    return [line(f"MariaDB → PostgreSQL, {rows:,} rows × 53 columns, verified, against pgloader", taken["skylift"], taken.get("pgloader"),
+    return [line(f"MariaDB → PostgreSQL, {rows:,} rows × 50 columns, verified, against pgloader", taken["skylift"], taken.get("pgloader"),
                  "≥ 2.8 ×")]
 
 
@@ -109,16 +114,33 @@ def _small(folder: Path, server: str, runs: int) -> list[Line]:
              "≤ 5 ms")]
 
 
+def _postgres_to_lakes(source: str, folder: Path, rows: int, runs: int) -> list[Line]:
+    """Into folders of files, with the memory that it takes."""
+    lines: list[Line] = []
+    for name in ("Parquet", "Delta"):
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            taken = [run(source, f"{name.lower()}://{place}/{uuid.uuid4().hex}") for _ in range(runs)]
+        seconds, memory = statistics.median(t["seconds"] for t in taken), max(t["memory_mb"] for t in taken)
+        lines += [(f"PostgreSQL → {name}, {rows:,} rows × 50 columns, verified", f"{seconds:.2f} s", "–", "–", "–"),
+                  (f"its peak memory ({name})", f"{memory:.0f} MB", "–", "–", "≤ 600 MB")]
+    return lines
+
+
 # ------------------------------------------------------------------ contenders
 
 
 def skylift(source: str, target: str, verify: bool = True, every: bool = False) -> float:
+    taken: float = run(source, target, verify, every)["seconds"]
+    return taken
+
+
+def run(source: str, target: str, verify: bool = True, every: bool = False) -> dict:
     arguments = ["--copy", source, target, json.dumps({"verify": verify, "every": every})]
     done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, check=True, text=True)
     taken = json.loads(done.stdout.splitlines()[-1])
     print(f"   peak memory {taken['memory_mb']:.0f} MB", file=sys.stderr)
     assert taken["memory_mb"] < 600, taken
-    return taken["seconds"]
+    return taken
 
 
 def pgloader(source: str, target: str, rows: int, kind: str) -> float:
@@ -140,6 +162,19 @@ def pipe(source: str, target: str, rows: int) -> float:
     subprocess.run(["psql", "-q", target], input=ddl, stdout=subprocess.DEVNULL, check=True)
     return _timed(["sh", "-c", f"psql '{source}' -c 'copy {TABLE} to stdout (format binary)' | psql '{target}' -c 'copy {TABLE} from stdin "
                    "(format binary)'"], target, rows)
+
+
+def nowhere(source: str) -> float:
+    """The least that reading a table back takes, without a byte sent or looked at."""
+    import psycopg
+
+    with psycopg.connect(source) as connection:
+        [(middle,)] = connection.execute(f"select pg_relation_size('{TABLE}') / 8192 / 2").fetchall()
+    begun = time.perf_counter()
+    halves = [subprocess.Popen(["psql", "-q", source, "-c", f"copy (select * from {TABLE} where ctid {half} '({middle},0)') to '/dev/null' "
+                                "(format binary)"], stdin=subprocess.DEVNULL) for half in ("<", ">=")]
+    assert [half.wait(PEER_S) for half in halves] == [0, 0]
+    return time.perf_counter() - begun
 
 
 def _timed(command: Sequence[str], target: str, rows: int) -> float:
@@ -251,7 +286,7 @@ def copy(source: str, target: str, options: dict) -> dict:
     import resource
 
     from skylift.engine.warm import warm_up
-    warm_up()
+    warm_up(source, target)
     from skylift.connectors import opened
     from skylift.engine.pool import copy_tables
     from skylift.model import CopyTask, TargetName

@@ -29,7 +29,7 @@ READ_ROWS = 16_384
 FINDERS = 2                       # threads that look for a few rows among many
 
 # A transaction that fills a row group (122,880 rows) writes it compressed while it loads; a smaller one goes through the write-ahead
-# log and is compressed at the next checkpoint: 8.1 s of CPU against 12.9 s (1 M rows x 53 columns, two workers).
+# log and is compressed at the next checkpoint: 8.1 s of CPU against 12.9 s (1 M rows x 50 columns, two workers).
 CHUNK_ROWS = 131_072
 
 _TYPES = {"bool": "BOOLEAN", "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint8": "UTINYINT",

@@ -29,7 +29,7 @@ LARGE_ROW = 2**18                 # bytes of a row; the rows of a vector (2,048)
 LARGE_VALUES = 3                  # a batch with large values is held in vectors, blocks and the log at once
 KEYS = 4                          # times the size of the keys that are looked for: a hash table of them
 
-# What decides the speed here (measured, 1 M rows x 53 columns, two workers; docs/architecture.md):
+# What decides the speed here (measured, 1 M rows x 50 columns, two workers; docs/architecture.md):
 # - by default a checkpoint merges short row groups and compresses them again (vacuum): 10.9 s of CPU against 8.1 s;
 # - every worker loads through a connection of its own, so DuckDB's own threads only add work: 9.1 s of CPU with two.
 # - Arrow's own types for what Arrow has a type for: a UUID is not handed out as text.
