@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
@@ -36,7 +37,8 @@ def measure_routes(sample: Path, rows: int, runs: int) -> list[Line]:
         _plain_copy(sample, plain, rows)
     source = _postgres_source(postgres, plain)
     lines = [*_sqlite_to_postgres(plain, postgres, source, rows, runs), *_postgres_to_postgres(source, postgres, rows, runs),
-             *_mariadb_to_postgres(plain, servers.mariadb(), postgres, rows, runs), *_small(sample.parent, postgres, runs),
+             *_mariadb_to_postgres(plain, servers.mariadb(), postgres, rows, runs),
+             *sqlserver_to_others(plain, postgres, rows, runs), *_small(sample.parent, postgres, runs),
              *_postgres_to_lakes(source, sample.parent, rows, runs)]
     return lines
 
@@ -99,6 +101,19 @@ def _mariadb_to_postgres(plain: Path, mariadb: str, server: str, rows: int, runs
                  "≥ 2.8 ×")]
 
 
+def sqlserver_to_others(plain: Path, server: str, rows: int, runs: int) -> list[Line]:
+    """What the driver takes to hand out the rows is what a copy of them cannot be quicker than."""
+    given = os.environ.get("SKYLIFT_TEST_SQLSERVER_URL")
+    if not given:
+        return [("SQL Server → PostgreSQL", "left out: SKYLIFT_TEST_SQLSERVER_URL is not set", "–", "–", "≥ 60 %")]
+    with _sqlserver_source(given, plain) as source, tempfile.TemporaryDirectory(dir=plain.parent) as folder:
+        for kind in ("duckdb", "parquet", "delta"):            # for their memory
+            skylift(source, f"{kind}:///{folder}/{kind}")
+        taken = compete({"read": lambda: child("--read", source)["seconds"], "skylift": lambda: skylift(source, database(server))}, runs)
+    return [(f"SQL Server → PostgreSQL, {rows:,} rows × 53 columns, verified, against reading alone", f"{taken['skylift']:.2f} s",
+             f"{taken['read']:.2f} s", f"{100 * taken['read'] / taken['skylift']:.0f} %", "≥ 60 %")]
+
+
 def _small(folder: Path, server: str, runs: int) -> list[Line]:
     """Two thousand tables of twenty rows."""
     import psycopg
@@ -135,7 +150,11 @@ def skylift(source: str, target: str, verify: bool = True, every: bool = False) 
 
 
 def run(source: str, target: str, verify: bool = True, every: bool = False) -> dict:
-    arguments = ["--copy", source, target, json.dumps({"verify": verify, "every": every})]
+    return child("--copy", source, target, json.dumps({"verify": verify, "every": every}))
+
+
+def child(*arguments: str) -> dict:
+    """What a copy, or reading alone, took."""
     done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, check=True, text=True)
     taken = json.loads(done.stdout.splitlines()[-1])
     print(f"   peak memory {taken['memory_mb']:.0f} MB", file=sys.stderr)
@@ -279,12 +298,54 @@ def _mariadb_source(server: str, plain: Path) -> str:
     return url.set(database=name).render_as_string(hide_password=False)
 
 
+@contextmanager
+def _sqlserver_source(given: str, plain: Path) -> Iterator[str]:
+    """A database with the table, made by a copy; dropped at the end."""
+    from skylift.connectors import parse_url
+    from skylift.connectors.sqlserver import Session
+
+    server, name = parse_url(given), f"bench_{uuid.uuid4().hex[:10]}"
+    admin, source = Session(server), server.set(database=name)
+    admin.run(f"create database {name}")
+    try:
+        skylift(f"sqlite:///{plain}?mode=ro", source.render_as_string(hide_password=False))
+        loaded = Session(source)
+        columns = loaded.run(f"select c.name, t.name from sys.columns c join sys.types t on t.user_type_id = c.user_type_id "
+                             f"where c.object_id = object_id('dbo.{TABLE}') order by c.column_id")
+        texts = ", ".join(f"cast({name} as nvarchar(250)) as {name}" if kind == "nvarchar" else name for name, kind in columns)
+        [(key,)] = loaded.run(f"select col_name(object_id, column_id) from sys.index_columns where object_id = object_id('dbo.{TABLE}')")
+        loaded.run(f"select {texts} into dbo.loaded from dbo.{TABLE}")     # as long as texts are declared in such tables
+        for statement in (f"drop table dbo.{TABLE}", *(f"drop table dbo._skylift_{name}" for name in ("tables", "copies", "ledger")),
+                          f"exec sp_rename 'dbo.loaded', '{TABLE}', 'object'", f"alter table dbo.{TABLE} add primary key ({key})"):
+            loaded.run(statement)
+        loaded.close()
+        yield source.render_as_string(hide_password=False)
+    finally:
+        admin.run(f"drop database {name}")
+        admin.close()
+
+
 # ------------------------------------------------------------------ one copy, in a process of its own
 
 
-def copy(source: str, target: str, options: dict) -> dict:
-    import resource
+def read(source: str) -> dict:
+    """All rows as the driver hands them out, and no more."""
+    from skylift.connectors import parse_url
+    from skylift.connectors.sqlserver import Session
 
+    session = Session(parse_url(source))
+    begun = time.perf_counter()
+    for _ in session.batches(f"select * from {TABLE}"):
+        pass
+    return {"seconds": time.perf_counter() - begun, "memory_mb": memory_mb()}
+
+
+def memory_mb() -> float:
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def copy(source: str, target: str, options: dict) -> dict:
     from skylift.engine.warm import warm_up
     warm_up(source, target)
     from skylift.connectors import opened
@@ -298,12 +359,14 @@ def copy(source: str, target: str, options: dict) -> dict:
         progress = list(copy_tables(tasks, reader, open_target(), copy_id=uuid.uuid4().hex, consumer="bench", workers=2,
                                     verify=options["verify"]))
     assert all(p.status is not TableStatus.FAILED for p in progress), [p.error for p in progress if p.error]
-    return {"seconds": time.perf_counter() - begun, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": time.perf_counter() - begun, "memory_mb": memory_mb()}
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--copy":
         print(json.dumps(copy(sys.argv[2], sys.argv[3], json.loads(sys.argv[4]))))
+    elif sys.argv[1] == "--read":
+        print(json.dumps(read(sys.argv[2])))
     else:
         for found in measure_routes(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 1):
             print(found, os.linesep, end="")
