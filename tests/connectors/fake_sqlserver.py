@@ -33,6 +33,7 @@ class FakeSqlServer:
         self.masked = self.encrypted = self.filtered = 0
         self.declared, self.arrow = declared, arrow or pa.large_string()
         self.denied: set[str] = set()              # pieces of statements that this login must not run
+        self.unreadable = False                    # SELECT on the table is not granted
         self.utf16: dict[int, bytes] = {}          # what a text really is, where Arrow cannot say it
         self.fine: set[int] = set()                # ids whose time has steps of 100 ns
         self.sent: list[str] = []
@@ -66,7 +67,7 @@ class FakeSqlServer:
     def answer(self, sql: str, params: tuple) -> tuple[list[str], list[tuple]]:
         """Names and rows of the result; without names there is none."""
         self.sent.append(sql)
-        for piece in self.denied:
+        for piece in self.denied - {"DATABASE STATE"}:
             if piece in sql:
                 raise mssql_python.ProgrammingError("Syntax error or access violation", f"[SQL Server]permission was denied on {piece}")
         flat = " ".join(sql.split())
@@ -82,6 +83,8 @@ class FakeSqlServer:
             r"select change_tracking_current_version": [(self.version,)],
             r"select t.object_id, t.min_valid_version": [(self.object_id, self.first_valid, int(self.may_ask))] if self.tracked else [],
             r"select is_auto_cleanup_on": [self.retention] if self.retention else [],
+            r"select schema_name\(o.schema_id\), o.name from sys.tables o where .*'SELECT'\) = 0": [("dbo", "t")] * self.unreadable,
+            r"select has_perms_by_name\(null, 'DATABASE', 'VIEW DATABASE STATE'\)": [(0 if "DATABASE STATE" in self.denied else 1,)],
             r"select (p.)?object_id, sum": [(self.object_id, len(self.rows), 100 * len(self.rows))],
             r"select count_big\(\*\)": [(len(self.rows),)],
         }

@@ -204,7 +204,9 @@ _SOURCES = {"sqlite": "skylift.connectors.sqlite", "mysql": "skylift.connectors.
             "duckdb": "skylift.connectors.duckdb_source"}
 _TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connectors.lake", "delta": "skylift.connectors.lake",
             "postgresql": "skylift.connectors.postgres_target", "mssql": "skylift.connectors.sqlserver_target"}
-_LOOKS = {"sqlite": "skylift.connectors.sqlite_look", "duckdb": "skylift.connectors.duckdb_look"}
+_LOOKS = {scheme: f"skylift.connectors.{name}_look" for scheme, name in (
+    ("sqlite", "sqlite"), ("mysql", "mysql"), ("mariadb", "mysql"), ("postgresql", "postgres"), ("mssql", "sqlserver"),
+    ("duckdb", "duckdb"), ("parquet", "lake"), ("delta", "lake"))}
 _COMPILED = {"postgresql": ("skylift.connectors.postgres_receive", "skylift.connectors.postgres_binary"),
              "mysql": ("skylift.connectors.mysql_rows",), "mariadb": ("skylift.connectors.mysql_rows",)}    # modules with a warm_up()
 _PORTS = {"postgresql": 5432, "mssql": 1433}
@@ -246,14 +248,14 @@ def opened(source_url: str, target_url: str, losses: Losses | None = None) -> It
 
 def look_at_source(url: str, losses: Losses | None = None) -> SourceLook:
     """The source at `url` as it stands; nothing is written there. Raises what `open_source` raises."""
-    look: SourceLook = _driver(parse_url(url), "source", _LOOKS).look_at_source(parse_url(url))
+    look: SourceLook = _driver(parse_url(url), "source", {scheme: _LOOKS[scheme] for scheme in _SOURCES}).look_at_source(parse_url(url))
     look.source.losses = losses or Losses()
     return look
 
 
 def look_at_target(url: str, losses: Losses | None = None) -> TargetLook:
     """The target at `url` as it stands, or would be made; nothing is written there. Raises SetupError, Transient if it is in use."""
-    look: TargetLook = _driver(parse_url(url), "target", _LOOKS).look_at_target(parse_url(url))
+    look: TargetLook = _driver(parse_url(url), "target", {scheme: _LOOKS[scheme] for scheme in _TARGETS}).look_at_target(parse_url(url))
     look.losses = losses or Losses()
     return look
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -25,6 +27,17 @@ def cast_batch(batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
+def key_of(batch: pa.RecordBatch, table: Table, row: int) -> tuple[Any, ...]:
+    """The key of a row, for messages; a time that Python does not know as text. Columns that the batch lacks are left out."""
+    found = []
+    for column in (batch.column(name)[row] for name in table.key if name in batch.schema.names):
+        try:
+            found.append(column.as_py())
+        except (OverflowError, ValueError):
+            found.append(column.cast(pa.string()).as_py())
+    return tuple(found)
+
+
 def _may_be_malformed(column: pa.Array) -> bool:
     """Only text with a byte over 127 can be malformed UTF-8; looking for one is ten times cheaper than validating all."""
     if not pa.types.is_string(column.type) or column.buffers()[2] is None:
@@ -43,8 +56,7 @@ def _refusal(batch: pa.RecordBatch, table: Table, field: pa.Field, column: pa.Ar
             low = middle
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             high = middle
-    names = batch.schema.names
-    key = tuple(batch.column(names.index(k))[low].as_py() for k in table.key)
+    key = key_of(batch, table, low)
     try:
         value = repr(column[low].as_py())[:80]
         text = f"value {value} does not fit {field.type}"

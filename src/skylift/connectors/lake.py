@@ -42,14 +42,10 @@ _ODD = set("%[]^|")               # what the `deltalake` package cannot open
 def open_target(url: URL) -> Target:
     """The lake at `url`, made if missing. Raises SetupError if it cannot be written, Transient if it is in use."""
     form, _, place = url.drivername.partition("+")
-    if place not in ("", "s3"):
-        raise SetupError(f"'{url.drivername}' is not a target that skylift knows", hint=f"write {form}:///folder or {form}+s3://bucket/prefix")
-    if form == "delta" and (odd := _ODD & set(url.database or "")):
-        raise SetupError(f"{url.database}: Delta Lake tables cannot lie in a folder with {' '.join(sorted(odd))} in its name",
-                         hint="name another folder")
-    store = _bucket(url) if place else _folder(url, form)
+    check_place(url, form, place)
+    store = _bucket(url) if place else Folder(Path(url.database or "").absolute())
     try:
-        return LakeTarget(store, _form(form, store))
+        return LakeTarget(store, make_form(form, store))
     except TargetFailed as error:
         store.close()
         raise SetupError(error.message, hint=error.hint) from None
@@ -72,12 +68,17 @@ def grants(url: URL) -> str:
          "Resource": f"{bucket}/{prefix}*"}]}, indent=2) + "\n"
 
 
-def _folder(url: URL, form: str) -> Folder:
-    if not url.database:
+def check_place(url: URL, form: str, place: str) -> None:
+    """Raises SetupError for a URL that names no place where a lake can be."""
+    if place not in ("", "s3"):
+        raise SetupError(f"'{url.drivername}' is not a target that skylift knows", hint=f"write {form}:///folder or {form}+s3://bucket/prefix")
+    if form == "delta" and (odd := _ODD & set(url.database or "")):
+        raise SetupError(f"{url.database}: Delta Lake tables cannot lie in a folder with {' '.join(sorted(odd))} in its name",
+                         hint="name another folder")
+    if not place and not url.database:
         raise SetupError(f"the {form} target names no folder", hint=f"write {form}:///relative/folder or {form}:////absolute/folder")
-    if url.query:
+    if not place and url.query:
         raise SetupError(f"{form}:///{url.database}: unknown option {', '.join(url.query)}")
-    return Folder(Path(url.database).absolute())
 
 
 def _bucket(url: URL) -> Any:
@@ -85,7 +86,7 @@ def _bucket(url: URL) -> Any:
     return Bucket(url)
 
 
-def _form(name: str, store: Any) -> Form:
+def make_form(name: str, store: Any) -> Form:
     if name == "parquet":
         return ParquetForm(store)
     from skylift.connectors.lake_delta import DeltaForm  # only where it is asked for: it loads a large library

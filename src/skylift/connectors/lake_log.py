@@ -28,7 +28,7 @@ from skylift.connectors.lake_store import OWN
 from skylift.errors import SetupError, SkyliftError, TargetFailed
 from skylift.model import Digest, TargetName, Watermark
 
-_LOG = f"{OWN}/log"
+LOG = f"{OWN}/log"
 _VERSION = 1                      # of the format that this module reads and writes
 _MIN_CHECKPOINT_BYTES = 2**20     # of entries before they are gathered in a checkpoint; later, as many as the last one had
 Patch = dict[str, Any]
@@ -69,7 +69,7 @@ class Log:
     # -------------------------------------------------------------- reading
 
     def _load(self) -> None:
-        names = sorted(path.rsplit("/", 1)[1] for path in self._store.files(_LOG) if path.endswith(".json"))
+        names = sorted(path.rsplit("/", 1)[1] for path in self._store.files(LOG) if path.endswith(".json"))
         checkpoints = [name for name in names if name.endswith(".checkpoint.json")]
         if not checkpoints:
             if names:
@@ -77,7 +77,7 @@ class Log:
             head = {"skylift": _VERSION, "form": self._form, "lake": uuid4().hex, "tables": []}
             self._store.create(_path(0, checkpoint=True), _bytes(head))
             checkpoints = [_path(0, checkpoint=True).rsplit("/", 1)[1]]
-        data = self._store.get(f"{_LOG}/{checkpoints[-1]}")
+        data = self._store.get(f"{LOG}/{checkpoints[-1]}")
         head = json.loads(data)
         if head.get("skylift") != _VERSION:
             raise SetupError(f"{self._store.where} was written by another version of skylift", hint="open it with that version")
@@ -92,7 +92,7 @@ class Log:
             if not name.endswith(".checkpoint.json") and _number(name) > self.number:
                 if _number(name) != self.number + 1:
                     raise SetupError(f"{self._store.where}: entry {self.number + 1} of the log is missing", hint="restore it")
-                self._replay(self._store.get(f"{_LOG}/{name}"))
+                self._replay(self._store.get(f"{LOG}/{name}"))
 
     def _replay(self, data: bytes) -> None:
         patches = json.loads(data)["tables"]
@@ -173,7 +173,7 @@ class Log:
         self._store.create(_path(self.number, checkpoint=True), data)
         self._checkpoint_bytes, self._entry_bytes = len(data), 0
         self.recent.clear()
-        self._store.delete([path for path in self._store.files(_LOG) if path.endswith(".json")
+        self._store.delete([path for path in self._store.files(LOG) if path.endswith(".json")
                             and _number(path.rsplit("/", 1)[1]) <= self.number and path != _path(self.number, checkpoint=True)])
 
 
@@ -244,7 +244,7 @@ def _mark_json(mark: Watermark) -> list[Any]:
 
 
 def _path(number: int, checkpoint: bool = False) -> str:
-    return f"{_LOG}/{number:012}{'.checkpoint' if checkpoint else ''}.json"
+    return f"{LOG}/{number:012}{'.checkpoint' if checkpoint else ''}.json"
 
 
 def _number(name: str) -> int:

@@ -49,6 +49,7 @@ from skylift.model import Table, Watermark
 if TYPE_CHECKING:
     from skylift.connectors.mysql import MySqlSource
 
+READ_ONLY = "the source is opened with mode=ro"
 KEY_COLUMNS = 16                   # that a log row has room for
 READER_WAIT_S = 60                 # for another run that reads the log of the same table
 TRIGGER_WAIT_S = 5                 # for transactions that hold a table which is to get its triggers; others queue behind that
@@ -90,7 +91,7 @@ class ChangeLog:
         if logged:
             with self._source.connection() as c, told(self._source.url), _locked(c, self._source.name, "track"):
                 try:
-                    why = _is_replica(c)
+                    why = is_replica(c)
                     if not why:
                         self._install(c)
                         mark = self._track(c, logged, consumer)
@@ -103,9 +104,10 @@ class ChangeLog:
                 for table in tables}
 
     def _unfit(self, table: Table) -> str:
-        """Why no log can be kept of a table, '' if one can."""
-        if self._source.read_only:
-            return "the source is opened with mode=ro"
+        return READ_ONLY if self._source.read_only else self.unfit(table)
+
+    def unfit(self, table: Table) -> str:
+        """Why no log can be kept of a table in a source that may be written, '' if one can."""
         if len(table.key) > KEY_COLUMNS or not all(may_be_logged(declared_of(table, column)) for column in table.key):
             return "its key has a type or a number of columns that the change log cannot hold"
         return self._source.facts(table).unseen
@@ -402,7 +404,7 @@ def _key_table(table: Table) -> Table:
                  source_types=tuple(declared_of(table, column) for column in table.key))
 
 
-def _is_replica(c: Connection) -> str:
+def is_replica(c: Connection) -> str:
     """Why a server that gets rows from another keeps no log, '' if it gets none as far as the user may know."""
     for statement in ("show all slaves status", "show replica status", "show slave status", "show global status like 'Slaves_running'"):
         try:

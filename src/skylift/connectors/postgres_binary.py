@@ -12,6 +12,7 @@ import numba as nb
 import numpy as np
 import pyarrow as pa
 
+from skylift.connectors.casting import key_of
 from skylift.connectors.native import copy
 from skylift.errors import CopyError, SkyliftError, ValueRefused
 from skylift.model import Table
@@ -84,8 +85,7 @@ class Decoder:
         if reason == _RETYPED:
             return CopyError(f"{self._table.path}.{field.name}: its type in the database is no longer the one that it is read as")
         one, _ = self._columns(data, ends[row:row + 2])
-        key = tuple(one.column(one.schema.names.index(k))[0].as_py() for k in self._table.key if k in one.schema.names)
-        return ValueRefused(f"{self._table.path}.{field.name}, key {key}: {_REFUSALS[reason]} {field.type}",
+        return ValueRefused(f"{self._table.path}.{field.name}, key {key_of(one, self._table, 0)}: {_REFUSALS[reason]} {field.type}",
                             hint="correct the row, or give the column a type that holds it")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import psycopg
 from psycopg import sql
 
 from skylift.connectors.postgres import DEFAULT_SCHEMA, column_name
 from skylift.connectors.postgres_load import column_type
-from skylift.connectors.sql import quote
+from skylift.connectors.sql import GIVE_WAY, not_replaced, quote
 from skylift.errors import CopyError, ValueRefused
 from skylift.model import ARROW, Table, TargetName
 
@@ -87,16 +87,30 @@ def key_sql(name: TargetName, columns: Sequence[str]) -> str:
 
 def missing_schemas(connection: psycopg.Connection, names: Collection[TargetName]) -> list[str]:
     """Of these tables' schemas those that are to be created. Raises CopyError naming the right that the user lacks."""
+    found = _schemas(connection, names)
+    for text, grant in lacking_schemas(found):
+        raise CopyError(text, hint=grant)
+    return [schema for schema, missing, *_ in found if missing]
+
+
+def _schemas(connection: psycopg.Connection, names: Collection[TargetName]) -> list[tuple]:
     wanted = sorted({name.schema or DEFAULT_SCHEMA for name in names})
-    found = connection.execute(
+    return connection.execute(
         "select s, n.oid is null, case when n.oid is null then has_database_privilege(current_database(), 'create') "
         "else has_schema_privilege(n.oid, 'create') end, current_database(), current_user "
         "from unnest(%s::text[]) s left join pg_namespace n on nspname = s", [wanted]).fetchall()
+
+
+def lacking(connection: psycopg.Connection, names: Collection[TargetName]) -> list[tuple[str, str]]:
+    """Which rights the user lacks to make these tables, in words, each with the statement that grants it."""
+    return list(dict.fromkeys(lacking_schemas(_schemas(connection, names))))
+
+
+def lacking_schemas(found: Iterable[tuple]) -> Iterator[tuple[str, str]]:
     for schema, missing, allowed, database, user in found:
         if not allowed:
             what = f"database {quote(database)}" if missing else f"schema {quote(schema)}"
-            raise CopyError(f"user '{user}' lacks the right CREATE on {what}", hint=f"grant create on {what} to {quote(user)}")
-    return [schema for schema, missing, *_ in found if missing]
+            yield f"user '{user}' lacks the right CREATE on {what}", f"grant create on {what} to {quote(user)}"
 
 
 def give_way(connection: psycopg.Connection, names: Sequence[TargetName]) -> list[str]:
@@ -104,12 +118,16 @@ def give_way(connection: psycopg.Connection, names: Sequence[TargetName]) -> lis
 
     Grants, further indexes and constraints come back. Raises CopyError naming what else hangs on a table and would be lost.
     """
-    found = connection.execute(_STANDING, [[name.schema or DEFAULT_SCHEMA for name in names], [name.table for name in names]]).fetchall()
+    found = standing(connection, names)
     for schema, table, obstacles, _ in found:
         if obstacles:
-            raise CopyError(f"the target's table {schema}.{table} is not replaced, because {', '.join(obstacles)} would be lost",
-                            hint="drop that, run again, and make it again afterwards")
+            raise CopyError(not_replaced(f"{schema}.{table}", obstacles), hint=GIVE_WAY)
     return [statement for *_, restoring in found for statement in restoring]
+
+
+def standing(connection: psycopg.Connection, names: Sequence[TargetName]) -> list[tuple[str, str, list[str], list[str]]]:
+    """What stands at these names: schema, table, what forbids to drop it, what brings back what is dropped with it."""
+    return connection.execute(_STANDING, [[name.schema or DEFAULT_SCHEMA for name in names], [name.table for name in names]]).fetchall()
 
 
 def _literal(text: str) -> str:

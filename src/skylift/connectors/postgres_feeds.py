@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 
 KEYS_PER_QUERY = 10_000
 LOCK = 0x736B796C696674            # of the advisory lock that whoever changes the schema `_skylift` takes: 'skylift'
+_NOT_NOW = "neither a replication slot nor triggers could be set up now"
+# Which database it is, whether it takes no writes, and whether the schema _skylift can be made or is there to be used.
+STATE = """
+select (select system_identifier from pg_control_system()) || '-' || d.oid,
+    pg_is_in_recovery() or current_setting('default_transaction_read_only') <> 'off',
+    coalesce(has_schema_privilege(n.oid, 'create, usage'), has_database_privilege(d.oid, 'create'))
+from pg_database d left join pg_namespace n on nspname = '_skylift' where datname = current_database()"""
 _SCHEMA = """
 create schema if not exists _skylift;
 create table if not exists _skylift.tokens (token text primary key, position int8 not null);
@@ -60,7 +67,7 @@ class Tracked:
 class Feeds:
     def __init__(self, source: PostgresSource, allowed: Sequence[str]) -> None:
         self._source = source
-        self._allowed = allowed
+        self.allowed = allowed
         self._log, self._slot = ChangeLog(source), Slot(source)
         self._tracked: dict[str, Tracked] = {}
         self._snapshots: list[Snapshot] = []
@@ -74,17 +81,13 @@ class Feeds:
         source = self._source
         with self._lock, source.connection() as connection:
             facts = source.refresh(connection, tables)
-            [(self._database, read_only, may_create)] = connection.execute("""
-                select (select system_identifier from pg_control_system()) || '-' || d.oid,
-                    pg_is_in_recovery() or current_setting('default_transaction_read_only') <> 'off',
-                    coalesce(has_schema_privilege(n.oid, 'create, usage'), has_database_privilege(d.oid, 'create'))
-                from pg_database d left join pg_namespace n on nspname = '_skylift' where datname = current_database()""").fetchall()
+            [(self._database, read_only, may_create)] = connection.execute(STATE).fetchall()
             fed = [f for f in facts.values() if f.owned and f.permanent and f.local]
-            feeds = self._install(connection, fed, consumer) if fed and not read_only and may_create and self._allowed else {}
+            feeds = self._install(connection, fed, consumer) if fed and not read_only and may_create and self.allowed else {}
             snapshot = self._snapshot(tables, facts, feeds)
             for table in tables:
                 feed, generation = feeds.get(facts[table.path].oid, (SWEEP, snapshot.token))
-                why = self._why_none(facts[table.path], read_only, may_create) if feed == SWEEP else ""
+                why = self.why_none(facts[table.path], read_only, may_create) if feed == SWEEP else ""
                 self._tracked[table.path] = Tracked(facts[table.path], feed, generation, snapshot, why)
             if feeds:                              # what follows this moment is kept until it is confirmed
                 connection.execute("""
@@ -96,17 +99,17 @@ class Feeds:
                 self._tokens = {token for (token,) in connection.execute("select token from _skylift.tokens")}
         return {table.path: self._watermark(self._tracked[table.path]) for table in tables}
 
-    def _why_none(self, facts: Facts, read_only: bool, may_create: bool) -> str:
-        """Why a table has no feed, the right that is missing named."""
+    def why_none(self, facts: Facts, read_only: bool, may_create: bool, otherwise: str = _NOT_NOW) -> str:
+        """Why a table has no feed, the right that is missing named; `otherwise` where nothing is known that stands in the way."""
         url = self._source.url
         reasons = {
-            "the URL says feed=none": not self._allowed,
+            "the URL says feed=none": not self.allowed,
             "the server is read-only": read_only,
             f"user '{url.username}' lacks the right CREATE on database {url.database}": not may_create,
             f"user '{url.username}' does not belong to the owner of the table": not facts.owned,
             "it is unlogged": not facts.permanent,
             "it has a partition that is a foreign table": not facts.local}
-        return next((why for why, holds in reasons.items() if holds), "neither a replication slot nor triggers could be set up now")
+        return next((why for why, holds in reasons.items() if holds), otherwise)
 
     def _install(self, connection: psycopg.Connection, fed: Sequence[Facts], consumer: str) -> dict[int, tuple[str, str]]:
         """Feed and generation of the tables that can have one, by object id; none where somebody else's `_skylift` stands."""
@@ -125,10 +128,10 @@ class Feeds:
         known = {oid: (feed, generation) for oid, feed, generation in connection.execute(
             "select oid, feed, generation from _skylift.consumers where consumer = %s", (consumer,))}
         # A table keeps the feed that it has: another one would mean to copy it whole.
-        by_slot = [f for f in fed if "slot" in self._allowed and f.identified and known.get(f.oid, ("slot",))[0] == "slot"]
+        by_slot = [f for f in fed if "slot" in self.allowed and f.identified and known.get(f.oid, ("slot",))[0] == "slot"]
         generations = self._slot.join(connection, consumer, by_slot, {oid: g for oid, (feed, g) in known.items() if feed == "slot"})
         feeds = {oid: ("slot", generation) for oid, generation in generations.items()}
-        if "change_log" in self._allowed:
+        if "change_log" in self.allowed:
             logged = self._log.install(connection, [f for f in fed if f.oid not in feeds])
             feeds |= {oid: ("change_log", generation) for oid, generation in logged.items()}
         return {oid: feed for oid, feed in feeds.items() if feed[1]}

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
 
+from skylift.connectors.casting import key_of
 from skylift.connectors.postgres_receive import SIGNATURE
 from skylift.errors import ValueRefused
 from skylift.losses import Losses
@@ -93,8 +94,7 @@ def _changed(loss: str, hit: pa.Array, changed: pa.Array, i: int, batch: pa.Reco
     hit, field = hit.fill_null(False), table.schema.field(i)
     if loss not in losses.accepted:
         row = pc.index(hit, True).as_py()
-        key = tuple(batch.column(batch.schema.names.index(k))[row].as_py() for k in table.key)
-        raise ValueRefused(f"{table.path}.{field.name}, key {key}: {what}, which PostgreSQL does not hold",
+        raise ValueRefused(f"{table.path}.{field.name}, key {key_of(batch, table, row)}: {what}, which PostgreSQL does not hold",
                            hint="correct the row at the source" + (f", or accept '{loss}' (setting accept)" if loss else ""))
     losses.count(loss, table.path, field.name, pc.sum(hit).as_py())
     return changed

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 WAIT_S = 20                        # how long to wait for transactions that were running when a slot is made or a table joins it
 KEPT_WAL_BYTES = 4 * 2**30         # that tables which no run asks for any more may hold back
 MAX_KEYS = 2_000_000               # of one table: more are not kept in memory, the table is copied whole
+MAY_REPLICATE = """(select rolsuper or rolreplication or exists (select from pg_roles where rolname in ('rds_replication', 'rds_superuser',
+    'azure_pg_admin', 'cloudsqlsuperuser') and pg_has_role(oid, 'member')) from pg_roles where rolname = current_user)"""
 _REFUSED = (pg.InsufficientPrivilege, pg.ConfigurationLimitExceeded, pg.ObjectNotInPrerequisiteState, pg.QueryCanceled, pg.LockNotAvailable,
             pg.FeatureNotSupported, pg.ObjectInUse)
 
@@ -50,11 +52,9 @@ class Slot:
 
         '' for a table that has just joined and is still being written by who began before.
         """
-        [(self._name, possible, state, published)] = connection.execute("""
+        [(self._name, possible, state, published)] = connection.execute(f"""
             select '_skylift_' || substr(md5(concat(d.oid, '/', %s::text)), 1, 12), current_setting('wal_level') = 'logical' and
-                (select rolsuper or rolreplication or exists (select from pg_roles where rolname in ('rds_replication', 'rds_superuser',
-                    'azure_pg_admin', 'cloudsqlsuperuser') and pg_has_role(oid, 'member')) from pg_roles where rolname = current_user)
-                and has_database_privilege(d.oid, 'create'), s.wal_status, p.oid is not null
+                {MAY_REPLICATE} and has_database_privilege(d.oid, 'create'), s.wal_status, p.oid is not null
             from pg_database d
                 left join pg_replication_slots s on s.slot_name = '_skylift_' || substr(md5(concat(d.oid, '/', %s::text)), 1, 12)
                 left join pg_publication p on p.pubname = '_skylift_' || substr(md5(concat(d.oid, '/', %s::text)), 1, 12)

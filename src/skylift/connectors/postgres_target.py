@@ -70,23 +70,22 @@ def open_target(url: URL) -> Target:
     return target
 
 
-def _ledger_tables(connection: Connection) -> dict[str, bool]:
+def ledger_tables(connection: Connection) -> dict[str, bool]:
     return {name: bool(connection.execute("select to_regclass(%s)", [f"public.{name}"]).fetchall()[0][0]) for name in _LEDGERS}
 
 
-def _lacking(connection: Connection, database: str, user: str) -> tuple[str, str] | None:
-    """A right without which nothing can be copied, and the statement that grants it."""
+def lacking(connection: Connection, database: str, user: str) -> Iterator[tuple[str, str]]:
+    """The rights without which nothing can be copied, each with the statement that grants it."""
     asked = [("database", quote(database), "temporary", "has_database_privilege(current_database(), 'temporary')"),
              ("schema", "public", "usage", "has_schema_privilege('public', 'usage')")]
-    there = _ledger_tables(connection) if connection.execute(f"select {asked[1][3]}").fetchall()[0][0] else {}
+    there = ledger_tables(connection) if connection.execute(f"select {asked[1][3]}").fetchall()[0][0] else {}
     if not all(there.values()):
         asked.append(("schema", "public", "create", "has_schema_privilege('public', 'create')"))
     asked += [("table", f"public.{name}", right, f"has_table_privilege('public.{name}', '{right}')")
               for name, exists in there.items() if exists for right in ("select", "insert", "update", "delete")]
     for kind, name, right, test in asked:
         if not connection.execute(f"select {test}").fetchall()[0][0]:
-            return f"{right.upper()} on {kind} {name}", f"grant {right} on {kind} {name} to {quote(user)}"
-    return None
+            yield f"{right.upper()} on {kind} {name}", f"grant {right} on {kind} {name} to {quote(user)}"
 
 
 def grants(url: URL) -> str:
@@ -121,11 +120,11 @@ class PostgresTarget:
             if read_only:
                 raise SetupError(f"{where(self.url)}: it is read-only", code="ReadOnly",
                                  hint="name the primary server, and see default_transaction_read_only of database and role")
-            if lacking := _lacking(connection, database, user):
-                raise SetupError(f"{where(self.url)}: user '{user}' lacks the right {lacking[0]}", hint=lacking[1], code="Permission")
+            for right, grant in lacking(connection, database, user):
+                raise SetupError(f"{where(self.url)}: user '{user}' lacks the right {right}", hint=grant, code="Permission")
             with connection.transaction():
                 connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
-                if not all(_ledger_tables(connection).values()):
+                if not all(ledger_tables(connection).values()):
                     connection.execute(_LEDGER)
 
     def declares(self, table: Table) -> dict[str, str]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 _DIGEST_BYTES = 6  # 12 hex digits: one accidental collision is to be expected among 20 million cut names
+
+GIVE_WAY = "drop that, run again, and make it again afterwards"
+
+
+def not_replaced(table: str, obstacles: Iterable[str]) -> str:
+    return f"the target's table {table} is not replaced, because {', '.join(obstacles)} would be lost"
 
 
 def quote(name: str) -> str:

@@ -94,6 +94,7 @@ class Server:
     version: tuple[int, ...]
     azure: bool                    # Azure SQL Database, Managed Instance, Fabric: always of the newest version
     genuine: bool                  # False: another server that speaks TDS, as `check_version=no` says; only the common catalogue is used
+    text: str = ""                 # version and compatibility level, for people
 
     @property
     def major(self) -> int:
@@ -263,7 +264,7 @@ def look(session: Session, url: URL) -> Server:
     if genuine and not azure and version < OLDEST:
         raise SetupError(f"{where(url)}: the server has version {text}; 2016 SP1 (13.0.4001) is the oldest that can be used", code="50017",
                          hint="update the server; another server that speaks TDS can be tried with check_version=no")
-    return Server(version, azure, genuine)
+    return Server(version, azure, genuine, f"{'Azure SQL' if azure else 'SQL Server'} {text}, compatibility level {level}")
 
 
 def _connect_error(url: URL, error: Exception) -> SkyliftError:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy.engine import URL
 
+from skylift.connectors.casting import key_of
 from skylift.connectors.silence import Wait, new_wires
 from skylift.connectors.sqlserver import SETTINGS, Session, explained, watched_server
 from skylift.errors import SkyliftError, ValueRefused
@@ -156,8 +157,7 @@ def _changed(loss: str, hit: pa.Array, changed: pa.Array, i: int, batch: pa.Reco
     hit, field = hit.fill_null(False), table.schema.field(i)
     if loss not in losses.accepted or (field.name in table.key and loss != "ticks"):
         row = pc.index(hit, True).as_py()
-        key = tuple(batch.column(batch.schema.names.index(k))[row].as_py() for k in table.key)
-        raise ValueRefused(f"{table.path}.{field.name}, key {key}: {what}, which SQL Server does not hold",
+        raise ValueRefused(f"{table.path}.{field.name}, key {key_of(batch, table, row)}: {what}, which SQL Server does not hold",
                            hint="correct the row at the source" + (f", or accept '{loss}' (setting accept)" if loss else ""))
     losses.count(loss, table.path, field.name, pc.sum(hit).as_py())
     return changed

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from skylift.connectors.sql import fit, quote
+from skylift.connectors.sql import GIVE_WAY, fit, not_replaced, quote
 from skylift.connectors.sqlserver import DEFAULT_SCHEMA, MAX_NAME_BYTES, Session, full_name, literal
 from skylift.connectors.sqlserver_bulk import column_type
 from skylift.connectors.sqlserver_types import MAX_LENGTH, spelt
@@ -95,15 +95,20 @@ def swap(session: Session, builds: Mapping[TargetName, TargetName], genuine: boo
 
 def give_way(session: Session, names: Sequence[TargetName], genuine: bool) -> set[TargetName]:
     """Which of these tables are there, to be dropped. Raises CopyError naming what would be lost with one."""
-    standing, found = _standing(session, names), set()
+    found = set()
+    for name, lost in obstacles(session, names, genuine):
+        found.add(name)
+        if lost:
+            raise CopyError(not_replaced(str(name), lost), hint=GIVE_WAY)
+    return found
+
+
+def obstacles(session: Session, names: Sequence[TargetName], genuine: bool) -> Iterator[tuple[TargetName, list[str]]]:
+    """Those of these tables that are there, each with what would be lost if it were dropped."""
+    standing = _standing(session, names)
     for name in names:
         if (number := standing.get((name.schema or DEFAULT_SCHEMA).casefold() + "." + name.table.casefold())) is not None:
-            found.add(name)
-            lost = [what for (what,) in session.run((_STANDING + (_BOUND if genuine else "")).format(id=number))]
-            if lost:
-                raise CopyError(f"the target's table {name} is not replaced, because {', '.join(lost)} would be lost",
-                                hint="drop that, run again, and make it again afterwards")
-    return found
+            yield name, [what for (what,) in session.run((_STANDING + (_BOUND if genuine else "")).format(id=number))]
 
 
 def _standing(session: Session, names: Sequence[TargetName]) -> dict[str, int]:

@@ -92,6 +92,18 @@ class Feeds:
         self._marks |= marks
         return marks
 
+    def retention_days(self) -> float | None:
+        """Of change tracking; None if it is off, or never forgets."""
+        with self._source.sessions.connection() as session:
+            rows = session.run(_RETENTION) if self._source.server.genuine else []
+        return float(rows[0][1]) if rows and rows[0][0] else None
+
+    def forecast(self, tables: Sequence[Table]) -> dict[str, Watermark]:
+        """What `track` would hand out, without counting anything."""
+        with self._source.sessions.connection() as session:
+            state = self._look(session)
+        return {table.path: self._mark(table, state) for table in tables}
+
     def usable(self, table: Table, since: Watermark) -> str:
         state, facts = self._known(), self._source.facts(table)
         database, _, rest = since.incarnation.partition(":")

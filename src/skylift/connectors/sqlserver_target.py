@@ -98,14 +98,17 @@ class SqlServerTarget:
     formats: Container[str] = (ARROW,)
     dialect = "mssql"
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, ledger: bool = True) -> None:
+        """`ledger`: it is made where it is missing."""
         self.url = url
         self.losses = Losses()
         self.making_schemas = threading.Lock()
         self.sessions: Pool[Session] = Pool(lambda: Session(url), TargetFailed, alive)
         with self.sessions.connection() as session:
-            self.genuine = look(session, url).genuine
-            _make_ledger(session, url)
+            self.server_info = look(session, url)
+            self.genuine = self.server_info.genuine
+            if ledger:
+                _make_ledger(session, url)
         self.loaders: Pool[Loader] = Pool(self._loader, TargetFailed, alive)
 
     def _loader(self) -> Loader:
@@ -453,12 +456,18 @@ def _read(session: Session, name: TargetName, table: Table, tail: str = "", made
         yield pa.RecordBatch.from_arrays(batch.columns, schema=table.schema)
 
 
+def lacking(session: Session, url: URL, *, schemas: bool = False) -> Iterator[tuple[str, str]]:
+    """Which rights the user lacks, in words, each with the statement that grants it; with `schemas` that to make schemas too."""
+    for right, on, scope, grant in (*_RIGHTS, *([("CREATE SCHEMA", "db_name()", "DATABASE", "create schema")] if schemas else [])):
+        if session.run(f"select has_perms_by_name({on}, '{scope}', '{right}')") == [(0,)]:
+            yield (f"user '{url.username or ''}' lacks the right {right} on the {scope.lower()}",
+                   f"grant {grant} to {quote(url.username or '')}")
+
+
 def _make_ledger(session: Session, url: URL) -> None:
     """The ledger's tables where they are not yet. Raises SetupError naming the right that is missing."""
-    for right, on, scope, grant in _RIGHTS:
-        if session.run(f"select has_perms_by_name({on}, '{scope}', '{right}')") == [(0,)]:
-            raise SetupError(f"{where(url)}: user '{url.username or ''}' lacks the right {right} on the {scope.lower()}", code="Permission",
-                             hint=f"grant {grant} to {quote(url.username or '')}")
+    for text, grant in lacking(session, url):
+        raise SetupError(f"{where(url)}: {text}", code="Permission", hint=grant)
     try:
         found = session.run("select name from sys.tables where schema_id = schema_id('dbo') and name like '[_]skylift%'")
         for name in _LEDGER.keys() - {name for (name,) in found}:

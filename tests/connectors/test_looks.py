@@ -1,0 +1,334 @@
+"""Databases looked at without a trace: which feed a table will get, which rights are missing, what will not fit, on real servers."""
+
+from contextlib import closing
+
+import mssql_python
+import pytest
+from sqlalchemy.engine import make_url
+
+from skylift.connectors import look_at_source, look_at_target, open_source, parse_url
+from skylift.connectors.mysql_look import Rights
+from skylift.engine.assess import look, measured
+from skylift.engine.census import CountingLosses, scan
+from skylift.migration import Migration
+from skylift.model import CopyTask, TargetName
+from skylift.runs import Severity
+from skylift.settings import Settings
+from skylift.store import open_store
+from tests import servers
+from tests.connectors import labs
+from tests.connectors.fake_sqlserver import FakeSqlServer
+from tests.connectors.test_conformance import insert
+from tests.connectors.test_grants import POSTGRES_SOURCE, POSTGRES_TARGET, login, shop
+from tests.migration.assessing import findings_of, outcome_of
+
+COLUMNS = {"id": "int", "v": "text", "at": "datetime", "b": "blob"}
+B, W, I = Severity.BLOCKING, Severity.WARNING, Severity.INFORMATION      # noqa: E741
+# Everything in a database that skylift, or anybody, could have made there.
+POSTGRES_CATALOGUE = """select relname::text, relnamespace::regnamespace::text, relfilenode::text from pg_class
+    where relnamespace not in ('pg_catalog'::regnamespace, 'pg_toast'::regnamespace) union all
+    select nspname::text, nspowner::text, '' from pg_namespace where nspname !~ '^pg_t' union all
+    select pubname::text, 'publication', '' from pg_publication union all select tgname::text, tgrelid::text, '' from pg_trigger union all
+    select slot_name::text, 'slot', '' from pg_replication_slots where database = current_database() order by 1, 2, 3"""
+MYSQL_CATALOGUE = """select table_name, engine, create_time from information_schema.tables where table_schema = database() union all
+    select trigger_name, event_object_table, '' from information_schema.triggers where trigger_schema = database() order by 1, 2, 3"""
+
+
+@pytest.fixture
+def migration(tmp_path):
+    settings = Settings(home=tmp_path / "home")
+    store = open_store(settings.store)
+    yield Migration(store, settings, "tester")
+    store.close()
+
+
+def severities(rows):
+    return {key: row.severity for key, row in rows.items()}
+
+
+# ------------------------------------------------------------------ feeds
+
+
+@pytest.mark.parametrize("kind", [*labs.SOURCES, "postgres by triggers", "sqlite read-only", "mysql read-only", "postgres without a feed"])
+def test_the_feed_that_is_foretold_is_the_one_that_a_table_gets(kind, tmp_path):
+    source = (labs.SOURCES | labs.OTHER_FEEDS)[kind.removesuffix(" read-only").removesuffix(" without a feed")](tmp_path)
+    query = {"read-only": {"mode": "ro"}, "feed": {"feed": "none"}}.get(kind.rpartition(" ")[2], {})
+    url = parse_url(source.url).update_query_dict(query).render_as_string(hide_password=False)
+    source.execute(source.ddl("keyed", COLUMNS, ("id",)), source.ddl("free", COLUMNS),
+                   insert("keyed", [(1, "a", "2026-01-01 00:00:00.000", b"x")]))
+    with closing(look_at_source(url)) as seen:
+        tables = seen.source.tables()
+        told = {path: forecast.feed for path, forecast in seen.feeds(tables).items()}
+        why = {path: forecast.why for path, forecast in seen.feeds(tables).items()}
+        seen.remarks(tables)
+    with closing(open_source(url)) as reader:
+        given = reader.track(reader.tables(), "tests")
+        reader.untrack("tests")
+
+    assert told == {path: mark.feed for path, mark in given.items()} and len(told) == 2
+    assert all(mark.why in why[path] for path, mark in given.items())
+
+
+@pytest.mark.parametrize(("revoked", "feed", "words"), [
+    ("alter role {user} noreplication", "change_log", "lacks the right REPLICATION"),
+    ("revoke create on database {database} from {user}", "sweep", "lacks the right CREATE"),
+    ("revoke app_{database} from {user}", "sweep", "does not belong to the owner"),
+])
+def test_without_a_right_for_it_a_table_of_postgres_gets_a_lesser_feed_and_the_right_is_named(revoked, feed, words, tmp_path):
+    source = shop("postgres", tmp_path)
+    with login(source, "source") as url:
+        source.execute(revoked.format(database=parse_url(url).database, user=parse_url(url).username))
+        with closing(look_at_source(url)) as seen:
+            told = seen.feeds(seen.source.tables())["shop"]
+        with closing(open_source(url)) as reader:
+            assert reader.track(reader.tables(), "tests")["shop"].feed == feed
+            reader.untrack("tests")
+
+    assert told.feed == feed and words in told.why and told.fix
+
+
+def test_how_long_changes_are_kept_is_told(tmp_path):
+    source = labs.PostgresLab(tmp_path, "max_slot_wal_keep_size=64MB")
+    source.execute(source.ddl("t", COLUMNS, ("id",)))
+    with closing(look_at_source(source.url)) as seen:
+        [remark] = seen.remarks(seen.source.tables())
+    assert (remark.code, remark.severity) == ("FeedExpires", I) and "64MB" in remark.message
+
+
+# ------------------------------------------------------------------ rights
+
+
+@pytest.mark.parametrize(("revoked", "named"), POSTGRES_SOURCE[1:])
+def test_a_right_that_a_reader_of_postgres_lacks_is_found_with_what_grants_it(revoked, named, tmp_path, migration):
+    source = shop("postgres", tmp_path)
+    with login(source, "source", feed="none") as url:
+        names = {"database": parse_url(url).database, "user": parse_url(url).username}
+        source.execute(revoked.format(**names))
+        rows = findings_of(migration, url, f"duckdb:///{tmp_path}/t.duckdb")
+
+    assert rows["Permission", "shop", ""].severity is B and named.format(**names) in rows["Permission", "shop", ""].fix
+
+
+@pytest.mark.parametrize(("revoked", "named"), POSTGRES_TARGET[1:])
+def test_a_right_that_a_writer_of_postgres_lacks_is_found_with_what_grants_it(revoked, named, tmp_path, migration):
+    source, target = labs.SqliteLab(tmp_path), labs.TARGETS["postgres"](tmp_path)
+    source.execute(source.ddl("t", COLUMNS, ("id",)))
+    with login(target, "target") as url:
+        names = {"database": parse_url(url).database, "user": parse_url(url).username}
+        target.execute(revoked.format(**names))
+        rows = findings_of(migration, source.url, url)
+
+    assert rows["Permission", "", ""].severity is B and named.format(**names) in rows["Permission", "", ""].fix
+
+
+def test_who_has_exactly_the_printed_rights_lacks_none(tmp_path, migration):
+    for kind in ("postgres", "mysql"):
+        (tmp_path / kind).mkdir()
+        source, target = shop(kind, tmp_path / kind), labs.TARGETS["postgres"](tmp_path)
+        with login(source, "source") as source_url, login(target, "target") as target_url:
+            rows = findings_of(migration, source_url, target_url)
+        assert {code for code, *_ in rows} <= {"FeedKeepsLog"}
+
+
+@pytest.mark.parametrize(("revoked", "found"), [
+    ("revoke trigger on {pattern}.* from {user}", {("Permission", "shop"): W, ("Permission", "common"): W, ("ChangeFeed", "shop"): W,
+                                                   ("ChangeFeed", "common"): W}),
+    ("revoke insert on {database}._skylift_log from {user}", {("Permission", ""): W, ("ChangeFeed", "shop"): W,
+                                                              ("ChangeFeed", "common"): W}),
+])
+def test_rights_that_a_reader_of_mysql_lacks_for_its_log_are_named(revoked, found, tmp_path, migration):
+    source = shop("mysql", tmp_path)
+    with login(source, "source") as url:
+        database = parse_url(url).database
+        source.execute(revoked.format(database=database, pattern=f"`{database}`".replace("_", r"\_"), user=parse_url(url).username))
+        rows = findings_of(migration, url, f"duckdb:///{tmp_path}/t.duckdb")
+
+    assert {key[:2]: row.severity for key, row in rows.items()} == found
+    grant = next(row.fix for key, row in rows.items() if key[0] == "Permission")
+    assert grant.startswith(f"grant {'trigger' if 'trigger' in revoked else 'insert'} on ") and f"'{parse_url(url).username}'@" in grant
+
+
+@pytest.mark.parametrize(("grants", "right", "table", "has"), [
+    (["GRANT ALL PRIVILEGES ON *.* TO `a`@`%`"], "TRIGGER", "t", True),
+    (["GRANT USAGE ON *.* TO `a`@`%`", "GRANT SELECT, TRIGGER ON `s\\_1`.* TO `a`@`%`"], "TRIGGER", "t", True),
+    (["GRANT SELECT ON `s_1`.* TO `a`@`%`"], "TRIGGER", "t", False),
+    (["GRANT SELECT (`a`, `b`), INSERT ON `s_1`.`t` TO `a`@`%`"], "INSERT", "t", True),
+    (["GRANT SELECT ON `s_1`.`t` TO `a`@`%`"], "SELECT", "u", False),
+    (["GRANT SELECT ON `s%`.* TO `a`@`%`"], "SELECT", "u", True), (["GRANT SELECT ON `other`.* TO `a`@`%`"], "SELECT", "u", False),
+])
+def test_grants_of_mysql_are_understood(grants, right, table, has):
+    rights = Rights(grants, "s_1")
+    assert rights.has(right, table) is has and rights.certain
+    assert not Rights([*grants, "GRANT `role` TO `a`@`%`"], "s_1").certain
+
+
+# ------------------------------------------------------------------ what stands in the target, and values
+
+
+def test_what_hangs_on_a_table_of_the_target_is_found(tmp_path, migration):
+    source, target = labs.SqliteLab(tmp_path), labs.TARGETS["postgres"](tmp_path)
+    source.execute(source.ddl("t", COLUMNS, ("id",)))
+    target.execute("create schema source", "create table source.t (id bigint primary key)",
+                   "create view source.over as select * from source.t")
+
+    rows = findings_of(migration, source.url, target.url)
+
+    assert rows["Obstacle", "t", ""].severity is B and "the view source.over" in rows["Obstacle", "t", ""].message
+    assert {key for key in rows if key[0] == "50005"} == {("50005", "t", "v"), ("50005", "t", "at"), ("50005", "t", "b")}
+
+
+def preserved(source, target):
+    """Findings of catalogues, and of a scan, about the table t of the source, whose rows are to be added to what stands in public."""
+    with closing(look_at_source(source.url)) as reader, closing(look_at_target(target.url)) as seen:
+        [table] = reader.source.tables()
+        tasks, refused = measured([CopyTask("", "t", table, TargetName("", "t"), preserve=True)], reader)
+        quick = [*refused, *look(tasks, reader, seen)]
+    with closing(look_at_source(source.url, losses := CountingLosses())) as reader, closing(look_at_target(target.url, losses)) as seen:
+        done = scan(tasks, reader.source, seen, accepted=(), codes=False, workers=2)
+    return [{(item.remark.code, item.remark.column): item.remark for item in found} for found in (quick, done.found)], done.harmless
+
+
+def test_the_columns_of_a_preserved_table_are_compared_and_real_lengths_decide(tmp_path):
+    source, target = labs.SqliteLab(tmp_path), labs.TARGETS["postgres"](tmp_path)
+    source.execute("create table t (id INTEGER PRIMARY KEY, short NVARCHARTEXT(50), long NVARCHARTEXT(50), n INTEGER, k TEXT, same TEXT)",
+                   insert("t", [(1, "abc", "abc", 1, None, "x"), (2, "äöü", "abcdef", 2, "x", "x"), (3, None, "abcd", 3, None, None)]))
+    target.execute("create table t (id bigint primary key, short varchar(3), long varchar(3), n text, k text not null, same text)")
+
+    (quick, scanned), harmless = preserved(source, target)
+
+    assert {key: remark.severity for key, remark in quick.items()} == {("50011", "short"): B, ("50011", "long"): B, ("50005", "n"): B}
+    assert "source NVARCHARTEXT(50), target character varying(3)" in quick["50011", "long"].message
+    assert harmless == {("", "t", "short")}
+    assert {key: (remark.severity, remark.count) for key, remark in scanned.items()} == {
+        ("50011", "long"): (B, 2), ("NullNotAllowed", "k"): (B, 2)}
+    assert "the longest has 6" in scanned["50011", "long"].message
+
+
+def test_values_that_one_database_holds_and_another_does_not_are_counted_by_column(tmp_path, migration):
+    postgres, duck = labs.TARGETS["postgres"](tmp_path), labs.DuckDBLab(tmp_path)
+    nul = labs.SqliteLab(tmp_path)
+    nul.execute("create table t (id INTEGER PRIMARY KEY, v TEXT)", insert("t", [(1, "a\0"), (2, "b"), (3, "\0")]))
+    rows = findings_of(migration, nul.url, postgres.url, with_scan=True)
+    assert [(key, row.count, row.severity) for key, row in rows.items()] == [(("Nul", "t", "v"), 2, B)]
+    assert findings_of(migration, nul.url, duck.url, with_scan=True) == {}      # DuckDB holds it
+
+    source = labs.SOURCES["postgres"](tmp_path)
+    source.execute("create table t (id int primary key, n numeric(10,2), d date)",
+                   "insert into t values (1, 'NaN', 'infinity'), (2, 1, '-infinity'), (3, null, null)",
+                   "create table keyed (d date primary key)", "insert into keyed values ('infinity')")
+    rows = findings_of(migration, source.url, duck.url, with_scan=True)
+    assert {key: row.count for key, row in rows.items() if row.scanned} == {
+        ("NaN", "t", "n"): 1, ("Infinity", "t", "d"): 2, ("50011", "keyed", "d"): 0}
+    assert findings_of(migration, source.url, postgres.url, with_scan=True).keys() <= {("FeedKeepsLog", "", "")}     # it passes as it is
+
+    zero = labs.SOURCES["mysql"](tmp_path)
+    zero.execute("set sql_mode = ''", "create table t (id int primary key, d date)",
+                 "insert into t values (1, '0000-00-00'), (2, '2026-00-00')")
+    rows = findings_of(migration, zero.url, duck.url, with_scan=True)
+    assert [(key, row.count, row.severity) for key, row in rows.items()] == [(("ZeroDate", "t", "d"), 2, B)]
+
+
+# ------------------------------------------------------------------ nothing is written
+
+
+@pytest.mark.parametrize(("source_kind", "target_kind"), [("postgres", "postgres"), ("mysql", "postgres"), ("mysql", "delta")])
+def test_servers_hold_what_they_held(source_kind, target_kind, tmp_path, migration):
+    source, target = labs.SOURCES[source_kind](tmp_path), labs.TARGETS[target_kind](tmp_path)
+    for name in ("t", "u"):
+        source.execute(source.ddl(name, COLUMNS, ("id",)), insert(name, [(i, "a", "2026-01-01 00:00:00.000", b"x") for i in range(100)]))
+
+    def held(lab, kind):
+        if kind == "delta":
+            return sorted(tmp_path.rglob("lake/**/*"))
+        return lab.fetch(MYSQL_CATALOGUE if kind == "mysql" else POSTGRES_CATALOGUE)
+
+    before = held(source, source_kind), held(target, target_kind)
+    for options in ({}, {"with_scan": True}, {"allow_scratch": True}):
+        done = outcome_of(migration, source.url, target.url, **options)
+        assert done.estimate.loaded is bool(options.get("allow_scratch") or target_kind == "delta") and done.estimate.rows == 200
+
+    assert (held(source, source_kind), held(target, target_kind)) == before
+
+
+def test_a_lake_that_is_there_is_read_without_a_lock_and_one_that_is_not_is_not_made(tmp_path, migration):
+    source, target = labs.SqliteLab(tmp_path), labs.TARGETS["parquet"](tmp_path)
+    source.execute(source.ddl("t", COLUMNS, ("id",)))
+    folder = tmp_path / "none" / "lake"
+    assert findings_of(migration, source.url, f"parquet:///{folder}") == {} and not folder.parent.exists()
+
+    labs.migrate(source.url, target.url, "c1")
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("lake/**/*")}
+    with closing(look_at_target(target.url)) as seen, closing(look_at_target(target.url)):
+        [(name, state)] = seen.states().items()
+        assert name == TargetName("", "t") and state.digest.rows == 0
+        assert [column.name for column in seen.standing([name])[name]] == list(COLUMNS)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("lake/**/*")} and files
+
+
+# ------------------------------------------------------------------ SQL Server, scripted
+
+
+@pytest.fixture
+def server(monkeypatch):
+    fake = FakeSqlServer()
+    monkeypatch.setattr(mssql_python, "connect", fake.connect)
+    return fake
+
+
+def assessed(server, migration, tmp_path, **options):
+    return findings_of(migration, server.url, f"duckdb:///{tmp_path}/t.duckdb", **options)
+
+
+def test_a_tracked_table_of_sql_server_has_nothing_but_its_retention(server, tmp_path, migration):
+    server.put(1, "a")
+    rows = assessed(server, migration, tmp_path, with_scan=True)
+    assert severities(rows) == {("FeedExpires", "", ""): I} and "keeps 5 days" in rows["FeedExpires", "", ""].message
+    assert not [sql for sql in server.sent if not sql.lower().lstrip().startswith(("select", "set", "begin", "commit"))]
+
+
+def test_change_tracking_that_is_off_or_forgets_soon_is_50020(server, tmp_path, migration):
+    server.tracked, server.retention = False, None
+    rows = assessed(server, migration, tmp_path)
+    assert severities(rows) == {("50020", "", ""): W, ("50020", "t", ""): W}
+    assert rows["50020", "t", ""].fix == 'alter table "dbo"."t" enable change_tracking'
+
+    server.tracked, server.retention = True, (1, 1.0)
+    rows = assessed(server, migration, tmp_path)
+    assert severities(rows) == {("50020", "", ""): W, ("FeedExpires", "", ""): I}
+
+
+@pytest.mark.parametrize(("compatibility", "product", "code"), [(120, "15.0.4000.5", "50001"), (130, "12.0.1.0", "50017")])
+def test_a_server_that_is_too_old_is_a_finding(server, tmp_path, migration, compatibility, product, code):
+    server.compatibility, server.product = compatibility, product
+    assert severities(assessed(server, migration, tmp_path)) == {(code, "", ""): B}
+
+
+def test_rights_that_a_reader_of_sql_server_lacks_are_named(server, tmp_path, migration):
+    server.unreadable, server.may_ask = True, False
+    server.denied.add("DATABASE STATE")
+    rows = assessed(server, migration, tmp_path)
+    assert (rows["Permission", "t", ""].severity, rows["Permission", "t", ""].fix) == (B, 'grant select on "dbo"."t" to "me"')
+    assert (rows["Permission", "", ""].severity, rows["Permission", "", ""].fix) == (I, 'grant view database state to "me"')
+    assert "VIEW CHANGE TRACKING" in rows["50020", "t", ""].message
+
+
+def test_columns_that_the_server_shows_to_nobody_or_not_exactly_block(server, tmp_path, migration):
+    server.masked = 1
+    assert assessed(server, migration, tmp_path)["50007", "t", ""].severity is B
+    server.masked, server.declared = 0, ("sql_variant", 8016, 0, 0)
+    rows = assessed(server, migration, tmp_path)
+    assert rows["50011", "t", "v"].severity is B and "each of its values has a type of its own" in rows["50011", "t", "v"].message
+
+
+def test_half_surrogate_pairs_and_fine_ticks_are_counted(server, tmp_path, migration):
+    server.put(1, "a�")
+    server.utf16[1] = b"a\0\x00\xd8"
+    rows = assessed(server, migration, tmp_path, with_scan=True)
+    assert (rows["Surrogates", "t", "v"].count, rows["Surrogates", "t", "v"].severity) == (1, B)
+
+
+def test_what_a_schema_of_each_target_may_not_be_called(tmp_path):
+    postgres = labs.TARGETS["postgres"](tmp_path)
+    with closing(look_at_target(postgres.url)) as seen:
+        assert seen.reserved("pg_company") and not seen.reserved("PG company")
+        assert seen.server.startswith("PostgreSQL ") and make_url(servers.postgres()).port
