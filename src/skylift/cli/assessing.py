@@ -163,7 +163,7 @@ def _meter(session: Session) -> Iterator[Callable[[int, int], None]]:
             began = last = now
         if now - last >= LINE_S:
             last = now
-            rate = rows / (now - began)
+            rate = rows / max(now - began, 0.001)
             session.note(f"{rows:,} of about {of:,} rows read, {rate:,.0f} rows/s, about {max(0, of - rows) / max(rate, 1):,.0f} s left")
 
     yield line

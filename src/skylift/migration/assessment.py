@@ -38,7 +38,7 @@ from skylift.store import to_row
 from skylift.store.tables import assessments, findings, registry, source_companies
 
 # Errors that say what is wrong with the source or the target itself: they are findings. Others mean that nobody could look.
-_FINDINGS = {"50001", "50003", "50017", "50018", "50021", "NameCollision", "CompanyName", "NotBusinessCentral", "NoTables", "Permission",
+FINDINGS = {"50001", "50003", "50017", "50018", "50021", "NameCollision", "CompanyName", "NotBusinessCentral", "NoTables", "Permission",
              "ReadOnly"}
 TAKEOVERS = 3                      # coordinators that an assessment may end
 LOOK_S = 0.5                       # between two looks whether a run waits
@@ -156,7 +156,7 @@ def assess(service: Service, sides: Sides, *, with_scan: bool = False, allow_scr
                 told = estimate(tasks, source.source, target, scratch, service.settings.workers)
             servers = source.server, target.server
     except (SetupError, CopyError) as error:            # a CopyError is about the tables in which the source keeps its catalogue
-        if isinstance(error, SetupError) and error.code not in _FINDINGS:
+        if isinstance(error, SetupError) and error.code not in FINDINGS:
             raise
         return Outcome(sides, with_scan, [Found(Remark(error.code, Severity.BLOCKING, error.message, error.hint))], frozenset(),
                        Estimate(0, 0, 0, 0.0), [], redact(sides.source_url), redact(sides.target_url))
