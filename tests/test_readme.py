@@ -24,10 +24,11 @@ def test_commands_of_the_readme_do_what_it_says_when_they_are_pasted(tmp_path):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     pasted = subprocess.run(["bash", "-em", "-o", "pipefail", "-c", script], cwd=tmp_path, env=environment, capture_output=True,
-                            text=True, timeout=180, check=False)
+                            text=True, timeout=400, check=False)
 
     assert pasted.returncode == 0, pasted.stdout + pasted.stderr
     assert "source and target are equal" in pasted.stdout
+    assert '"headline":"The data upgrade is pending."' in pasted.stdout and '"tableName":"Customer$' in pasted.stdout
     assert '"sqlConnectionString":""' in pasted.stdout or '"sqlConnectionString":"sqlite' in pasted.stdout
     for home in (".skylift", "served"):
         with duckdb.connect(str(tmp_path / home / "target.duckdb"), read_only=True) as target:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import sqlalchemy as sa
 
+from skylift.migration.changes import position, untold
 from skylift.model import Event, Token
 from skylift.query import Query
 from skylift.store.tables import source_companies, subscriptions
@@ -19,6 +20,7 @@ from tests.receiver import Receiver
 
 SUBSCRIPTIONS, RUNS = "subscriptions", "cloudMigrationStatus"
 API = "api/microsoft/cloudMigration/v1.0"
+V2 = "api/skylift/cloudMigration/v2.0"
 LOCAL = {"webhook_networks": "127.0.0.0/8"}
 
 
@@ -134,6 +136,19 @@ def test_what_has_webhooks_can_be_subscribed_to_and_nothing_else(client, subscri
     assert len(stored(client)) == taken
 
 
+@pytest.mark.parametrize(("resource", "kind"), [
+    ("runs", "Run"), ("runTables", "RunTable"), ("tables", "TableSwitch"), ("sourceCompanies", "SourceCompany"), ("migrations", "Setup"),
+    ("upgradeSteps", "UpgradeStep"), ("findings", "Finding"), (f"runs({number(1)})", "Run"), (f"/{V2}/runs", "Run"), ("events", None),
+    ("limits", None), ("deliveries", None), (f"/{API}/{RUNS}", None), ("/api/v1.0/tableMappings", None), (RUNS, None)])
+def test_what_v2_shows_under_a_guid_can_be_subscribed_to_there(client, subscribe, resource, kind):
+    answer = subscribe(resource, Client(client.http, client.token, f"/{V2}"))
+    assert answer.status_code == (201 if kind else 400), answer.text
+    assert [row.kind for row in stored(client)] == ([kind] if kind else [])
+    if kind:
+        assert answer.json()["resource"].startswith(f"{V2}/companies({number(900)})/")
+    assert subscribe(f"/{V2}/runs").status_code == 400               # of v1.0
+
+
 @pytest.mark.rule("K1", "W5")
 @pytest.mark.parametrize(("body", "code"), [
     ({}, "BadRequest_RequiredParamNotProvided"), ({"resource": RUNS}, "BadRequest_RequiredParamNotProvided"),
@@ -226,6 +241,9 @@ def test_the_link_of_a_collection_finds_what_was_written_since(client):
     for name in ("cloudMigrationStatus", "cloudMigrationStatusDetails", "setupCloudMigration", "tableMappings"):
         assert client.rows(f"{name}?{since}") == []
     assert len(client.rows("cloudMigrationStatus?$filter=lastModifiedDateTime gt 2020-01-01T00:00:00Z")) == 12
+    v2 = Client(client.http, client.token, f"/{V2}")
+    for name in ("runs", "runTables", "tables", "sourceCompanies", "migrations", "upgradeSteps", "findings"):
+        assert len(v2.rows(f"{name}?{since}")) == (name == "sourceCompanies"), name
     page = client.get(f"cloudMigrationStatus?$filter=lastModifiedDateTime gt {number(1)}", Prefer="maxpagesize=5")
     assert page.status_code == 400
 
@@ -275,3 +293,45 @@ def test_a_run_of_a_real_service_is_told_to_a_real_receiver(tmp_path, receiver):
     kinds = {item["resource"][-37:-1]: item["changeType"] for item in reversed(last)}
     assert kinds == dict.fromkeys(wanted, "created")
     assert json.dumps(last).count("collection") == 0
+
+
+def test_what_v2_s_verbs_and_a_run_change_is_told(tmp_path, receiver):
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
+        database.execute("create table t (id integer primary key, name text)")
+        database.execute("insert into t values (1, 'x')")
+    inside = open_client(tmp_path, **LOCAL)
+    lab = Lab(inside.http.service, tmp_path / "shop.db")
+    lab.prepare(product_id="Custom")
+    v2 = Client(inside.http, inside.token, f"/{V2}")
+    receiver.mode()
+    for resource in ("runs", "tables", "migrations"):
+        assert v2.ask("POST", SUBSCRIPTIONS, {"notificationUrl": receiver.url("/v2"), "resource": resource}).status_code == 201
+
+    def told():
+        """The sets and types of the changes that nobody has been told of yet, which they are now."""
+        with lab.store.write() as connection:
+            upto = position(connection)
+            found = {(row.resource.rpartition("/")[2], change.change_type) for row in connection.execute(sa.select(subscriptions)).all()
+                     for change in untold(connection, row.kind, row.entity_id, row.told, upto)}
+            connection.execute(subscriptions.update().values(told=upto))
+        return found
+
+    v2.ask("POST", "runs", {"replicationType": "Full"})
+    assert told() == {("runs", "created"), ("migrations", "updated"), ("tables", "updated")}
+    lab.work()
+    assert told() == {("runs", "updated"), ("migrations", "updated"), ("tables", "updated")}
+    [table] = v2.rows("tables")
+    v2.ask("PATCH", f"tables({table['id']})", {"replicate": False}, If_Match="*")
+    assert told() == {("tables", "updated")}
+    v2.ask("PATCH", f"tables({table['id']})", {"replicate": False}, If_Match="*")       # as it is
+    assert told() == set()
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
+        database.execute("create table u (id integer primary key)")
+    v2.ask("POST", "runs", {})
+    lab.work()
+    assert ("tables", "created") in told()
+    [migration] = v2.rows("migrations")
+    for action in ("pause", "abandon"):
+        assert v2.ask("POST", f"migrations({migration['id']})/Microsoft.NAV.{action}").status_code == 204
+        assert ("migrations", "updated") in told()
+    inside.http.service.store.close()

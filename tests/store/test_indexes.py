@@ -1,5 +1,6 @@
 """Whatever the API filters and orders the tables of all runs by, an index leads to them: read from the plans of both databases."""
 
+import re
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -8,12 +9,12 @@ import sqlalchemy as sa
 
 from skylift.api.parse import parse_options
 from skylift.api.reading import _order, _sort_value
-from skylift.api.resources import RUN_TABLES
-from skylift.model import RunTable, new_id
+from skylift.api.resources_v2 import EVENTS, RUN_TABLES, TABLES
+from skylift.model import new_id
 from skylift.query import Query
 from skylift.runs import ReplicationType, RunStatus, TableStatus
 from skylift.store import open_store, select
-from skylift.store.tables import run_tables, runs
+from skylift.store.tables import events, registry, run_tables, runs
 from tests.store.conftest import START
 
 RUNS, TABLES_OF_A_RUN = 40, 500
@@ -21,7 +22,7 @@ RUN, TABLE = "run-07", "Table 5"
 LITERALS = {                                       # property: values that many rows have, few, and none
     "id": (UUID(int=1),), "runId": (RUN,), "companyName": ("CRONUS", "Rare", "Nobody"), "tableName": (TABLE,),
     "status": ("Successful", "In Progress", "Warning"), "recordsCopied": (0, 37, 5000), "totalRecords": (1009, 7, -1),
-    "errors": ("", "disk full", "x")}
+    "errors": ("", "disk full", "x"), "errorCode": ("", "50007", "x")}
 PAGE = 50
 
 
@@ -65,7 +66,15 @@ def fill(store):
                 "id": new_id(), "run_id": f"run-{run:02}",
                 "table_name": f"Table {n}", "company_name": "Rare" if n == run == 3 else "CRONUS",
                 "status": status(run, n), "records_copied": 0 if n % 2 else n, "total_records": 7 if n == run == 5 else 1009,
-                "errors": "disk full" if n == run == 9 else ""} for n in range(TABLES_OF_A_RUN)])
+                "errors": "disk full" if n == run == 9 else "", "error_code": "50007" if n == run == 9 else ""}
+                for n in range(TABLES_OF_A_RUN)])
+
+
+    with store.write() as connection:
+        connection.execute(events.insert(), [
+            {"at": START + timedelta(seconds=n), "actor": "admin" if n % 3 else "coordinator", "event": "rare" if n == 77 else "log",
+             "subject": "migration" if n % 5 else f"run {n}", "from_state": "", "to_state": "", "why": ""} for n in range(5000)])
+        connection.execute(registry.insert(), [{"company_name": f"C {n % 7}", "table_name": f"Table {n}"} for n in range(5000)])
 
 
 def status(run, table):
@@ -74,31 +83,31 @@ def status(run, table):
     return TableStatus.NOT_STARTED if table % 3 else TableStatus.SUCCESSFUL
 
 
-def options(where, order):
-    return parse_options({name: text for name, text in (("$filter", where), ("$orderby", order)) if text}, RUN_TABLES, "1.0", single=False)
+def options(where, order, shown=RUN_TABLES):
+    return parse_options({name: text for name, text in (("$filter", where), ("$orderby", order)) if text}, shown, "1.0", single=False)
 
 
-def plan(store, where, order, after=False):
+def plan(store, where, order, after=False, shown=RUN_TABLES):
     """The steps that the page of a request takes, and how many rows it has; `after`: of the page behind the first one."""
-    asked = options(where, order)
-    orders = _order(RUN_TABLES, asked, None)
+    asked = options(where, order, shown)
+    orders = _order(shown, asked, None)
     seen = []
     with store.read() as connection:
         behind = None
         if after:
-            rows = select.select(connection, RunTable, Query(asked.where, orders, 0, PAGE))
+            rows = select.select(connection, shown.row, Query(asked.where, orders, 0, PAGE))
             if len(rows) < PAGE:
                 return [], len(rows)
-            behind = tuple(_sort_value(RUN_TABLES, by, rows[-1]) for by in orders)
+            behind = tuple(_sort_value(shown, by, rows[-1]) for by in orders)
         sa.event.listen(connection, "before_cursor_execute", lambda _, __, statement, values, *___: seen.append((statement, values)))
-        rows = select.select(connection, RunTable, Query(asked.where, orders, 0, PAGE, behind))
+        rows = select.select(connection, shown.row, Query(asked.where, orders, 0, PAGE, behind))
         statement, values = seen[-1]
         explain = "explain query plan " if connection.dialect.name == "sqlite" else "explain "
         return [row[-1] for row in connection.exec_driver_sql(explain + statement, values)], len(rows)
 
 
 def whole_table(steps):
-    return [step for step in steps if ("SCAN run_tables" in step and "INDEX" not in step) or "Seq Scan" in step]
+    return [step for step in steps if (re.search(r"SCAN (run_tables|events|registry)", step) and "INDEX" not in step) or "Seq Scan" in step]
 
 
 def sorted_all(steps):
@@ -148,6 +157,25 @@ def test_every_comparison_goes_by_an_index(store, name, order):
 def test_a_filter_goes_by_what_few_rows_have_and_else_by_the_order(sqlite_store, where, order, index):
     steps, found = plan(sqlite_store, where, order)
     assert found and any(index in step for step in steps), steps
+
+
+@pytest.mark.rule("P3", "G2")
+@pytest.mark.parametrize(("where", "order"), [
+    ("", ""), ("", "time"), ("", "time desc"), ("", "actor"), ("", "subject desc"), ("", "event"), ("time ge 2026-03-01T12:00:00Z", "time"),
+    ("subject eq 'migration'", ""), ("actor eq 'admin'", ""), ("event eq 'rare'", ""), ("startswith(subject,'run ')", "subject"),
+    ("id gt 5", ""), ("id gt 5", "id")])
+def test_events_are_found_by_an_index_on_every_page(store, where, order):
+    for after in (False, True):
+        steps, _ = plan(store, where, order, after, EVENTS)
+        assert not sorted_all(steps), (after, steps)
+        assert not whole_table(steps) or not (where or order), (after, steps)       # the table is in the order of the key
+
+
+@pytest.mark.parametrize(("where", "order"), [("", ""), ("", "companyName desc,tableName desc"), ("companyName eq 'C 3'", "tableName")])
+def test_switches_are_read_in_their_order_by_an_index(store, where, order):
+    for after in (False, True):
+        steps, found = plan(store, where, order, after, TABLES)
+        assert found and not whole_table(steps) and not sorted_all(steps), (after, steps)
 
 
 def test_ids_sort_in_the_order_in_which_they_are_made():
