@@ -3,6 +3,7 @@
 from contextlib import closing
 
 import mssql_python
+import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -10,6 +11,7 @@ from skylift.connectors import look_at_source, look_at_target, open_source, pars
 from skylift.connectors.mysql_look import Rights
 from skylift.engine.assess import look, measured
 from skylift.engine.census import CountingLosses, scan
+from skylift.errors import TargetFailed
 from skylift.migration import Migration
 from skylift.model import CopyTask, TargetName
 from skylift.runs import Severity
@@ -248,6 +250,14 @@ def test_servers_hold_what_they_held(source_kind, target_kind, tmp_path, migrati
         assert done.estimate.loaded is bool(options.get("allow_scratch") or target_kind == "delta") and done.estimate.rows == 200
 
     assert (held(source, source_kind), held(target, target_kind)) == before
+
+
+def test_a_postgres_server_refuses_to_be_written_by_whoever_looks(tmp_path):
+    lab = labs.SOURCES["postgres"](tmp_path)
+    with closing(look_at_source(lab.url)) as source, closing(look_at_target(lab.url)) as target:
+        for connection in (source.source.connection, target._connections.connection):
+            with pytest.raises((TargetFailed, psycopg.errors.ReadOnlySqlTransaction)), connection() as c:
+                c.execute("create table t (id int)")
 
 
 def test_a_lake_that_is_there_is_read_without_a_lock_and_one_that_is_not_is_not_made(tmp_path, migration):

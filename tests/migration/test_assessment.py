@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ import duckdb
 import pytest
 
 from skylift.connectors import look_at_target
+from skylift.connectors.looks import Remark
 from skylift.engine import assess as engine_assess
 from skylift.engine import census
+from skylift.engine.assess import Found
 from skylift.errors import NotFound, SetupError, StateError
 from skylift.migration import Migration, assessment
 from skylift.migration.assessment import record
@@ -354,8 +357,29 @@ def test_an_accepted_finding_stays_accepted_as_long_as_it_is_the_same(files, tmp
     make(source.path, "insert into t values (3, 'infinity')")
     [more] = again(with_scan=True).values()
     assert (more.id, more.count, more.accepted_at) == (first.id, 3, None)
+    files.migration.accept_findings("infinity", "known")
+    make(source.path, "delete from t where id = 3")
+    [fewer] = again(with_scan=True).values()
+    assert (fewer.id, fewer.count, fewer.why) == (first.id, 2, "known")
     make(source.path, "update t set d = null")
     assert again(with_scan=True) == {} and {row.code for row in files.migration.select(Finding, Query())} == {"ChangeFeed"}
+
+
+def test_a_right_more_that_is_lacking_is_another_finding_and_what_stays_the_same_is_not_touched(files):
+    files.source.execute("create table nokey (v TEXT)")
+    [before] = found(files).values()
+    [after] = found(files).values()
+    assert after == before                              # its time too
+
+    def recorded(*messages):
+        outcome = outcome_of(files.migration, files.source.url, files.target.url)
+        remarks = [Found(Remark("Permission", B, message)) for message in messages]
+        return {row.code: row for row in record(files.migration, replace(outcome, found=assessment._merged(remarks)))}["Permission"]
+
+    recorded("user lacks INSERT on 3 tables")
+    files.migration.accept_findings("Permission", "is granted later")
+    assert recorded("user lacks INSERT on 2 tables").accepted_at
+    assert not recorded("user lacks INSERT on 2 tables", "user lacks DELETE").accepted_at
 
 
 def test_accepting_takes_a_reason_and_a_name_that_something_has(files):

@@ -38,6 +38,7 @@ _PARAMETERS = {"connect_timeout": "10", "keepalives": "1", "keepalives_idle": "2
 _SETTINGS = """set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle = 'iso_8601'; set bytea_output = 'hex';
 set extra_float_digits = 1; set lock_timeout = '30s'; set statement_timeout = 0; set search_path = public;
 set idle_in_transaction_session_timeout = 0; set client_min_messages = warning; set row_security = off"""
+READ_ONLY = "skylift_read_only"    # parameter of a URL: whatever would write is refused by the server
 _LATER_SETTINGS = {140000: "set idle_session_timeout = 0", 170000: "set transaction_timeout = 0"}
 
 # What a column moves as between databases of different kinds: by its type as format_type() spells it, without the modifier.
@@ -83,6 +84,7 @@ def connect(url: URL) -> Connection:
     if not url.database:
         raise SetupError("the PostgreSQL URL names no database", hint="write postgresql://user:password@host:5432/database")
     query = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    read_only = query.pop(READ_ONLY, "")
     parts = {"host": url.host, "port": url.port, "user": url.username, "password": url.password, "dbname": url.database}
     given = {name: str(value) for name, value in parts.items() if value is not None}
     try:
@@ -97,7 +99,8 @@ def connect(url: URL) -> Connection:
             raise SetupError(f"{where(url)}: the server is version {connection.info.server_version // 10000}",
                              hint="skylift needs PostgreSQL 13 or later")
         version = connection.info.server_version
-        connection.execute("; ".join([_SETTINGS, *(setting for since, setting in _LATER_SETTINGS.items() if version >= since)]))
+        connection.execute("; ".join([_SETTINGS, *(setting for since, setting in _LATER_SETTINGS.items() if version >= since),
+                                      *(["set default_transaction_read_only = on"] if read_only else [])]))
         return connection
     except psycopg.Error as error:
         raise _connect_error(url, error) from None

@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 
 from skylift.connectors import SWEEP, TableState, Target
 from skylift.connectors.looks import Forecast, Remark, SourceLook, StandingColumn, TargetLook
-from skylift.connectors.postgres import DEFAULT_SCHEMA, Connection, arrow_type, connect, told
+from skylift.connectors.postgres import DEFAULT_SCHEMA, READ_ONLY, Connection, arrow_type, connect, told
 from skylift.connectors.postgres_ddl import lacking as lacking_schemas
 from skylift.connectors.postgres_ddl import standing
 from skylift.connectors.postgres_feeds import STATE
@@ -39,8 +39,7 @@ def look_at_target(url: URL) -> TargetLook:
 
 
 def _read_only(url: URL) -> URL:
-    asked = url.query.get("options", "")
-    return url.update_query_dict({"options": f"{asked} -c default_transaction_read_only=on".strip()})
+    return url.update_query_dict({READ_ONLY: "yes"})
 
 
 def _server(connection: Connection) -> str:

@@ -42,6 +42,7 @@ FINDINGS = {"50001", "50003", "50017", "50018", "50021", "NameCollision", "Compa
              "ReadOnly"}
 TAKEOVERS = 3                      # coordinators that an assessment may end
 LOOK_S = 0.5                       # between two looks whether a run waits
+AT_ONCE = 500                      # rows that one statement names
 TELL_S = 1.0                       # between two writings of the progress
 
 Tell = Callable[[int, int], None]  # rows read, of how many
@@ -146,7 +147,7 @@ def assess(service: Service, sides: Sides, *, with_scan: bool = False, allow_scr
     accepted = Losses(service.settings.accept)
     try:
         with closing(look_at_source(sides.source_url, accepted)) as source, closing(look_at_target(sides.target_url, accepted)) as target:
-            whole, shared = _plan(service, sides, source, target)
+            whole, shared, version = _plan(service, sides, source, target)
             tasks, found = measured(whole.tasks, source)
             found += shared
             found += look(tasks, source, target)
@@ -154,7 +155,7 @@ def assess(service: Service, sides: Sides, *, with_scan: bool = False, allow_scr
             found += [Found(Remark(item.code, Severity.WARNING, item.why), item.company, item.table_name) for item in whole.left_out]
             with target.scratch(allow_scratch) as scratch:
                 told = estimate(tasks, source.source, target, scratch, service.settings.workers)
-            servers = source.server, target.server
+            servers = source.server + (f" with application version {version}" if version else ""), target.server
     except (SetupError, CopyError) as error:            # a CopyError is about the tables in which the source keeps its catalogue
         if isinstance(error, SetupError) and error.code not in FINDINGS:
             raise
@@ -182,8 +183,10 @@ def _scanned(service: Service, outcome: Outcome, tasks: list[CopyTask], stop: Ca
     return replace(outcome, found=_merged([*kept, *done.found]), read_rows=done.rows)
 
 
-def _plan(service: Service, sides: Sides, source: SourceLook, target: TargetLook) -> tuple[Plan, list[Found]]:
-    """What would be copied: of the marked companies, or of all where none is marked or there is another set-up; and the source's notes."""
+def _plan(service: Service, sides: Sides, source: SourceLook, target: TargetLook) -> tuple[Plan, list[Found], str]:
+    """What would be copied: of the marked companies, or of all where none is marked or there is another set-up; the source's notes,
+    and the application's version.
+    """
     catalogue = sides.product.discover(source.source)
     with service.store.read() as connection:
         row = get_migration(connection)
@@ -202,7 +205,7 @@ def _plan(service: Service, sides: Sides, source: SourceLook, target: TargetLook
             tasks.append(replace(task, preserve=switch.preserve if switch is not None else key in preserved))
     found = [Found(Remark("Note" if not text[:5].isdecimal() else text[:5], Severity.WARNING, text.removeprefix(f"{text[:5]}: ")))
              for text in (*catalogue.notes, *source.source.notes())]
-    return replace(whole, tasks=tasks), found
+    return replace(whole, tasks=tasks), found, catalogue.version
 
 
 def _strangers(service: Service, tasks: list[CopyTask], target: TargetLook) -> list[Found]:
@@ -265,15 +268,12 @@ def record(service: Service, outcome: Outcome, check: Callable[[sa.Connection], 
                 continue
             if (old := known.get(key)) and same_sides:
                 new = replace(new, id=old.id)
-                if old.accepted_at and old.severity is new.severity and new.count <= old.count:
+                if old.accepted_at and _is_same(old, new):
                     new = replace(new, accepted_by=old.accepted_by, accepted_at=old.accepted_at, why=old.why)
+                if replace(new, found_at=old.found_at) == old:
+                    new = old
             rows.append(new)
-        ids = {row.id for row in rows}
-        note(connection, Finding, [row.id for row in known.values() if row.id not in ids], deleted=True)
-        note(connection, Finding, [row.id for row in rows], created=True)
-        connection.execute(findings.delete())
-        if rows:
-            connection.execute(findings.insert(), [asdict(row) for row in rows])
+        _exchange(connection, list(known.values()), rows)
         told = outcome.estimate
         _put(connection, status=AssessmentStatus.COMPLETED, scan=outcome.scan, progress="", details=outcome.details, **place,
              tables=told.tables, rows=told.rows, size_bytes=told.size_bytes, duration_s=told.duration_s, ended_at=verb.now,
@@ -281,6 +281,28 @@ def record(service: Service, outcome: Outcome, check: Callable[[sa.Connection], 
         open_ = sum(row.severity is Severity.BLOCKING and row.accepted_at is None for row in rows)
         verb.log("assessment", "complete", why=f"{len(rows)} findings, {open_} of them block")
         return rows
+
+
+def _exchange(connection: sa.Connection, before: list[Finding], after: list[Finding]) -> None:
+    """Put findings in the place of others; what stays as it was is not touched, so that nobody is told that it had changed."""
+    same = {row.id for row in before} & {row.id for row in after}
+    unchanged = {row.id for row in set(before) & set(after)}
+    gone, changed = [row.id for row in before if row.id not in same], [row for row in after if row.id in same - unchanged]
+    new = [row for row in after if row.id not in same]
+    for ids, what in ((gone, {"deleted": True}), ([row.id for row in changed], {}), ([row.id for row in new], {"created": True})):
+        note(connection, Finding, ids, **what)
+    for some in (gone[i:i + AT_ONCE] for i in range(0, len(gone), AT_ONCE)):
+        connection.execute(findings.delete().where(findings.c.id.in_(some)))
+    for row in changed:
+        connection.execute(findings.update().where(findings.c.id == row.id).values(asdict(row)))
+    if new:
+        connection.execute(findings.insert(), [asdict(row) for row in new])
+
+
+def _is_same(old: Finding, new: Finding) -> bool:
+    """Whether what was accepted is what is found now: as severe, no more of it, in the same words but for numbers."""
+    words = ["".join(char for char in row.message if not char.isdigit() and char not in ",.") for row in (old, new)]
+    return old.severity is new.severity and new.count <= old.count and words[0] == words[1]
 
 
 def _key(finding: Finding) -> tuple[str, str, str, str]:
