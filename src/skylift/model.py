@@ -470,7 +470,7 @@ class ValidationSuite:
 class ValidationTest:
     """A test of a suite as it is declared, with what it has found: the exact number, also where not every row is kept."""
 
-    id: UUID
+    id: str                        # <suite>.<test>
     suite: str
     test: str
     entity: str                    # '' = each table

@@ -18,9 +18,9 @@ from skylift.errors import SetupError
 from skylift.migration.issuer import Issuer as Verifier
 from skylift.model import Caller, Event
 from skylift.query import Query
-from skylift.runs import AssessmentStatus, Severity
+from skylift.runs import AssessmentStatus, Severity, ValidationStatus
 from skylift.settings import Settings
-from skylift.store.tables import assessments, deliveries, findings, registry, subscriptions, upgrade_steps
+from skylift.store.tables import assessments, deliveries, findings, registry, subscriptions, upgrade_steps, validation_results, validations
 from tests.api.conftest import START, Client, fill, number, open_client
 from tests.api.issuer import DISCOVERY, KEYS, Issuer, Key, sign_with_secret
 
@@ -316,6 +316,9 @@ def furnished(tmp_path_factory):
         connection.execute(deliveries.insert().values(at=START, url="", subscriptions="", outcome="delivered", error=""))
         connection.execute(findings.insert().values(id=number(81), code="x", severity=Severity.WARNING, found_at=START))
         connection.execute(assessments.insert().values(id=number(82), status=AssessmentStatus.COMPLETED))
+        connection.execute(validations.insert().values(id=number(83), requested_at=START, requested_by="", status=ValidationStatus.FAILED))
+        connection.execute(validation_results.insert().values(id=number(84), suite="rows", test="count", expected="1", actual="2",
+                                                              found_at=START))
     client.http.service.create_setup({"product_id": "Custom"})
     keys = {api: {s.name: read_rows(client.http.service, s, Query(top=1))[0] for s in api.sets} for api in APIS}
     yield client, {api: {s.name: getattr(keys[api][s.name], s.key.attribute) for s in api.sets} for api in APIS}

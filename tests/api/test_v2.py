@@ -363,6 +363,37 @@ def test_findings_are_asked_for_shown_and_accepted_with_a_reason(connected):
     assert v2.error(path, "POST", body={"reason": "again"}, If_Match=finding["@odata.etag"])[0] == 409
 
 
+def test_a_validation_is_asked_for_and_its_suites_tests_and_results_are_shown(connected):
+    v2, lab = connected
+    assert act(v2, "validate").json()["error"]["code"] == "Application_DialogException"      # nothing has been copied
+    lab.run()
+    assert act(v2, "validate", {"suites": ["nope"]}).status_code == 404
+    assert act(v2, "validate", {"suites": ["rows", "keys"], "force": True}).status_code == 204
+    assert v2.rows("validations")[0]["status"] == "InProgress"
+    lab.work()
+    [validation] = v2.rows("validations")
+    assert (validation["status"], validation["suites"], validation["checks"] > 10) == ("Completed", "rows\nkeys", True)
+    assert v2.rows("validationResults") == []
+
+    schema = v2.rows("sourceCompanies")[0]["name"]
+    table = next(row["tableName"] for row in v2.rows("tables") if row["tableName"].startswith("Customer$"))
+    lab.in_target(f'delete from "{schema}"."{table}"')
+    assert act(v2, "validate", {"suites": ["keys"], "force": True}).status_code == 204
+    lab.work()
+    results = v2.rows("validationResults?$filter=suite eq 'keys' and isWarning eq false&$orderby=key")
+    assert {(row["companyName"], row["test"], row["expected"], row["actual"]) for row in results} == {
+        (schema, "missing", "exists", "does not exist")}
+    [suite] = [row for row in v2.rows("validationSuites") if row["id"] == "keys"]
+    [test] = [row for row in v2.rows("validationTests?$filter=suite eq 'keys'") if row["code"] == "missing"]
+    assert suite["errorCount"] == test["failCount"] == len(results) > 0 and suite["errorsShouldFailMigration"]
+    path = f"validationTests('{test['id']}')"
+    assert v2.get("validationTests?$filter=failCount gt 0").status_code == 501
+    assert v2.ask("PATCH", path, {"suite": "rows"}, If_Match="*").status_code == 400
+    assert v2.ask("PATCH", path, {"ignore": True}, If_Match=test["@odata.etag"]).json()["ignore"] is True
+    assert v2.ask("PATCH", path, {"ignore": False}, If_Match=test["@odata.etag"]).status_code == 409
+    assert v2.rows("validationResults") == []
+
+
 def test_events_are_read_page_by_page_and_by_number(connected):
     v2, _ = connected
     count = int(v2.get("events/$count").text)

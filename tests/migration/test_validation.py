@@ -222,7 +222,7 @@ def test_tests_that_are_ignored_log_nothing_and_what_they_have_found_is_forgotte
     validate(copied, force=True)
     assert ("keys", "missing") in {row[2:4] for row in found(copied)}
     with pytest.raises(NotFound):
-        copied.migration.ignore_test(copied.setup.id, True)
+        copied.migration.ignore_test("keys.nope", True)
 
 
 def test_of_many_findings_some_are_kept_and_all_are_counted(copied):

@@ -9,8 +9,34 @@ from skylift.api.bounds import Limit, limits
 from skylift.api.declare import DECIMAL, FLAG, GUID, INT, LONG, STRING, STRINGS, TIME, Action, Api, EntitySet, Navigation, Property
 from skylift.api.metadata import entity_definitions
 from skylift.migration import Migration, progress
-from skylift.model import Assessment, Delivery, Event, Finding, Run, RunProgress, RunTable, Setup, Standing, TableSwitch, UpgradeStep
-from skylift.runs import AssessmentStatus, MigrationState, ReplicationType, RunStatus, Severity, SqlServerType, TableStatus, UpgradeStatus
+from skylift.model import (
+    Assessment,
+    Delivery,
+    Event,
+    Finding,
+    Run,
+    RunProgress,
+    RunTable,
+    Setup,
+    Standing,
+    TableSwitch,
+    UpgradeStep,
+    Validation,
+    ValidationResult,
+    ValidationSuite,
+    ValidationTest,
+)
+from skylift.runs import (
+    AssessmentStatus,
+    MigrationState,
+    ReplicationType,
+    RunStatus,
+    Severity,
+    SqlServerType,
+    TableStatus,
+    UpgradeStatus,
+    ValidationStatus,
+)
 
 _MODIFIED = (Property("lastModifiedDateTime", TIME, "modified_at"),)
 _REASON = Property("reason", STRING, "reason", 250, about="recorded with it")
@@ -119,6 +145,10 @@ MIGRATIONS = EntitySet(
     actions=(
         Action("assess", Migration.ask_assessment, "Have the coordinator assess source and target when it has nothing else to do.",
                (Property("scan", FLAG, "scan", about="read every row of every table"),), of_row=False),
+        Action("validate", Migration.validate, "Have the coordinator go through the target with validation suites.",
+               (Property("suites", STRINGS, "suites", about="their ids; empty = all"),
+                Property("companies", STRINGS, "companies", about="by name; empty = all that are marked"),
+                Property("force", FLAG, "force", about="delete what was found before, and validate everything anew")), of_row=False),
         Action("pause", Migration.pause, "Stop migrating for now: what feeds changes in the source stays, so that after another set-up "
                "only changes are moved.", (_REASON,), of_row=False),
         Action("abandon", Migration.abandon, "Give the migration up: the source forgets skylift, everything copied stays.", (_REASON,),
@@ -235,6 +265,76 @@ ASSESSMENTS = EntitySet(
     ),
 )
 
+VALIDATIONS = EntitySet(
+    "validations", "validation", Validation,
+    "The validations that were asked for, newest first; `validate` of `migrations` asks for one.",
+    properties=(
+        Property("id",        GUID,   "id"),
+        Property("startTime", TIME,   "requested_at"),
+        Property("endTime",   TIME,   "ended_at"),
+        Property("askedBy",   STRING, "requested_by"),
+        Property("status",    STRING, "status",    values=ValidationStatus),
+        Property("suites",    STRING, "suites",    about="their ids, a line each"),
+        Property("companies", STRING, "companies", about="their names, a line each; empty = all that are marked"),
+        Property("force",     FLAG,   "force",     about="nothing that was validated before counts"),
+        Property("checks",    INT,    "total",     about="how many times a suite goes through a table; 0 until that is known"),
+        Property("details",   STRING, "details",   about="what came of it, or why it failed"),
+    ),
+    order=("-requested_at",),
+)
+
+VALIDATION_SUITES = EntitySet(
+    "validationSuites", "validationSuite", ValidationSuite,
+    "The suites that there are, those of skylift first, and how much each has found.",
+    properties=(
+        Property("id",                        STRING, "id", 20),
+        Property("description",               STRING, "description"),
+        Property("automatic",                 FLAG,   "automatic", computed=True,
+                 about="follows runs and upgrades, where the setting `validation` says so"),
+        Property("errorsShouldFailMigration", FLAG,   "errors_should_fail_migration", computed=True,
+                 about="its errors hold up the completion"),
+        Property("errorCount",                LONG,   "error_count", computed=True, about="found, exact"),
+        Property("warningCount",              LONG,   "warning_count", computed=True, about="found, exact"),
+    ),
+    rows=Migration.validation_suites,
+)
+
+VALIDATION_TESTS = EntitySet(
+    "validationTests", "validationTest", ValidationTest,
+    "The tests of all suites, and how much each has found.",
+    properties=(
+        Property("id",          STRING, "id",         60, about="`<suite>.<code>`"),
+        Property("suite",       STRING, "suite",      20),
+        Property("code",        STRING, "test",       30),
+        Property("entity",      STRING, "entity",     about="that it is about; empty = each table"),
+        Property("description", STRING, "description"),
+        Property("failCount",   LONG,   "fail_count", computed=True, about="exact, also where not every result is kept"),
+        Property("ignore",      FLAG,   "ignored",    writable=True, computed=True,
+                 about="it logs nothing; what it has found is forgotten"),
+    ),
+    change=Migration.change_validation_test,
+    rows=Migration.validation_tests,
+)
+
+VALIDATION_RESULTS = EntitySet(
+    "validationResults", "validationResult", ValidationResult,
+    "What suites have found not to be as expected. Of each test the setting `validation_rows` are kept.",
+    properties=(
+        Property("id",          GUID,   "id"),
+        Property("suite",       STRING, "suite",        20),
+        Property("test",        STRING, "test",         30, about="empty = the suite itself could not go through the table"),
+        Property("companyName", STRING, "company_name", 250, about="empty = what belongs to no company"),
+        Property("tableName",   STRING, "table_name",   250, about="or another entity that the test is about"),
+        Property("key",         STRING, "key"),
+        Property("expected",    STRING, "expected",     about="`***` where the test does not show it"),
+        Property("actual",      STRING, "actual",       about="likewise"),
+        Property("isWarning",   FLAG,   "is_warning",   about="it does not hold up the completion"),
+        Property("message",     STRING, "message"),
+        Property("time",        TIME,   "found_at"),
+    ),
+    order=("company_name", "table_name", "suite", "test", "key"),
+)
+
 EVENTS = EntitySet(
     "events", "event", Event,
     "The log of what happened: who moved what from where to where, newest first.",
@@ -288,7 +388,8 @@ SUBSCRIPTIONS = replace(
     "it. Otherwise as in v1.0.")
 
 IN_COMPANY: tuple[EntitySet, ...] = (
-    MIGRATIONS, RUNS, RUN_TABLES, TABLES, SOURCE_COMPANIES, UPGRADE_STEPS, FINDINGS, ASSESSMENTS, EVENTS, DELIVERIES, LIMITS)
+    MIGRATIONS, RUNS, RUN_TABLES, TABLES, SOURCE_COMPANIES, UPGRADE_STEPS, FINDINGS, ASSESSMENTS, VALIDATIONS, VALIDATION_SUITES,
+    VALIDATION_TESTS, VALIDATION_RESULTS, EVENTS, DELIVERIES, LIMITS)
 
 COMPANIES = replace(v1.COMPANIES, navigations=tuple(Navigation(s.name, s) for s in IN_COMPANY))
 

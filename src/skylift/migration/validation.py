@@ -9,14 +9,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
 from skylift.errors import NotFound, SetupError, StateError
 from skylift.migration.scope import list_tables, look_up
-from skylift.migration.service import Service, Verb
-from skylift.model import NO_ID, Scope, Validation, ValidationSuite, ValidationTest
+from skylift.migration.service import IfMatch, Service, Verb
+from skylift.model import Scope, Validation, ValidationSuite, ValidationTest
 from skylift.runs import ValidationStatus
 from skylift.settings import Settings
 from skylift.store import to_row
@@ -60,7 +60,7 @@ class ValidationVerbs(Service):
         """Every suite that there is. Raises SetupError naming what is wrong with a file."""
         return all_suites(self.settings)
 
-    def ignore_test(self, id: UUID, ignored: bool) -> ValidationTest:
+    def ignore_test(self, id: str, ignored: bool) -> ValidationTest:
         """Have a test log nothing from now on, and forget what it has found; or have it log again, with the next validation."""
         test = next((test for test in self.validation_tests() if test.id == id), None)
         if test is None:
@@ -73,6 +73,15 @@ class ValidationVerbs(Service):
                 _forget_test(verb.connection, test.suite, test.test)
             verb.log(f"validation test {test.suite}/{test.test}", "ignore" if ignored else "heed")
         return next(found for found in self.validation_tests() if found.id == id)
+
+    def change_validation_test(self, id: str, values: Mapping[str, bool], if_match: IfMatch) -> ValidationTest:
+        """`values`: {"ignored": bool}."""
+        found = next((test for test in self.validation_tests() if test.id == id), None)
+        if found is None:
+            raise NotFound(f"there is no ValidationTest with the key {id}")
+        if_match(found)
+        wanted = values.get("ignored", found.ignored)
+        return found if wanted == found.ignored else self.ignore_test(id, wanted)
 
     def validated(self, id: UUID) -> int:
         """How many (company, suite, table) a validation has gone through."""
@@ -107,7 +116,7 @@ class ValidationVerbs(Service):
                     validation_progress.c.counts != "")):
                 for test, numbers in json.loads(text).items():
                     counts[suite, test] += sum(numbers)
-        return [ValidationTest(uuid5(NO_ID, f"{suite.id}/{test.id}"), suite.id, test.id, test.entity, test.description,
+        return [ValidationTest(f"{suite.id}.{test.id}", suite.id, test.id, test.entity, test.description,
                                counts[suite.id, test.id], test.ignored or (suite.id, test.id) in ignored)
                 for suite in self.suites() for test in suite.tests]
 
