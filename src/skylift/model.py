@@ -177,6 +177,19 @@ class Progress:
     steps: tuple[Step, ...] = ()   # what has been committed since the Progress before
 
 
+class Reading:
+    """Told how far a look at source and target is. Does nothing; who wants to know overrides it."""
+
+    def begin(self, rows: int) -> None:
+        """So many rows will be read. Called anew where it has to be begun again."""
+
+    def passed(self, rows: int) -> None:
+        """So many more were. From any thread."""
+
+
+UNTOLD = Reading()
+
+
 # ------------------------------------------------------------------ what is kept
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from skylift.cli.commands import find_newest, say_state
+from skylift.cli.follow import counting
 from skylift.cli.frame import Session, command
 
 Reason = Annotated[str, typer.Option(help="Kept with the migration.")]
@@ -46,7 +47,9 @@ def complete(
     Refused while a table is failed or yet to be copied, the upgrade is not done, the source has changed since, or the target does not
     hold what was copied.
     """
-    session.migration.complete_cloud_migration(find_newest(session).id, force=force, reason=reason)
+    newest = find_newest(session)
+    with counting(session, lambda rows, all_rows: f"{rows:,} of {all_rows:,} rows looked at") as shown:
+        session.migration.complete_cloud_migration(newest.id, force=force, reason=reason, reading=shown)
     _say(session)
 
 

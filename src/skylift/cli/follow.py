@@ -16,7 +16,7 @@ from typing import TypeVar
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from skylift.cli.frame import Session
-from skylift.model import TABLE_ROWS, Run, RunTable
+from skylift.model import TABLE_ROWS, Reading, Run, RunTable
 from skylift.query import Attribute, Call, Literal, Order, Query
 from skylift.runs import RunStatus, TableStatus
 
@@ -172,28 +172,28 @@ def unattended(session: Session, run: Run) -> str:
     return f"no coordinator is working: skylift {'run' if run.status is RunStatus.IN_PROGRESS else 'upgrade'} goes on with it"
 
 
+class _Counted(Reading):
+    def __init__(self, show: Callable[..., None], text: Callable[[int, int], str]) -> None:
+        self._show, self._text = show, text
+        self._turn = threading.Lock()
+        self._rows = self._work = 0
+
+    def begin(self, rows: int) -> None:
+        self._rows, self._work = 0, rows
+        self.passed(0)
+
+    def passed(self, rows: int) -> None:
+        with self._turn:
+            self._rows += rows
+            work = max(self._rows, self._work)
+            self._show(self._text(self._rows, work), self._rows, self._rows, work)
+
+
 @contextmanager
-def counting(session: Session, text: Callable[[int, int], str]) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
-    """Progress that counts rows: `begin(rows)` says how many there will be, `passed(rows)`, from any thread, how many more are done.
-
-    `text` makes the line of the rows that are done and of all.
-    """
-    turn = threading.Lock()
-    rows = work = 0
-
+def counting(session: Session, text: Callable[[int, int], str]) -> Iterator[Reading]:
+    """Progress of what reads rows; `text` makes the line of the rows that were read and of all."""
     with progress(session) as show:
-        def begin(expected: int) -> None:
-            nonlocal work
-            work = expected
-            show(text(rows, work), rows, rows, work)
-
-        def passed(more: int) -> None:
-            nonlocal rows
-            with turn:
-                rows += more
-                show(text(rows, max(rows, work)), rows, rows, max(rows, work))
-
-        yield begin, passed
+        yield _Counted(show, text)
 
 
 @contextmanager

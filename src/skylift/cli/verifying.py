@@ -23,8 +23,8 @@ def verify(session: Session) -> int:
     from skylift.migration.verification import compare, copy_again
 
     done: list[TableDifference] = []
-    with counting(session, lambda rows, all_rows: f"{_tables(len(done))} compared, {rows:,} of {all_rows:,} rows") as (begin, passed):
-        for difference in compare(session.migration, begin=begin, passed=passed):
+    with counting(session, lambda rows, all_rows: f"{_tables(len(done))} compared, {rows:,} of {all_rows:,} rows") as shown:
+        for difference in compare(session.migration, reading=shown):
             done.append(difference)
     if not done:
         raise StateError("no table takes part, so nothing was compared", code="NothingToCompare",

@@ -21,7 +21,7 @@ from skylift.engine.copy import CHUNK_BYTES
 from skylift.engine.hashing import digest_all
 from skylift.engine.preserve import overlap
 from skylift.errors import CopyError
-from skylift.model import ARROW, CopyTask, Digest, KeyRange, Table
+from skylift.model import ARROW, UNTOLD, CopyTask, Digest, KeyRange, Reading, Table
 
 BUCKETS = 4096
 BUCKETS_READ = 16                 # differing buckets that are looked into
@@ -48,29 +48,25 @@ class TableDifference:
 
 
 def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, workers: int = 2,
-                   stop: Callable[[], bool] = lambda: False, begin: Callable[[int], None] = lambda rows: None,
-                   passed: Callable[[int], None] = lambda rows: None) -> Iterator[TableDifference]:
-    """Compare every task's table, one after the other; returns early when `stop()` turns true.
-
-    `begin` is told once how many rows of the source are expected; `passed`, from any thread, how many more were read.
-    """
+                   stop: Callable[[], bool] = lambda: False, reading: Reading = UNTOLD) -> Iterator[TableDifference]:
+    """Compare every task's table, one after the other; returns early when `stop()` turns true. `reading` counts the source's rows."""
     states = target.states()
-    begin(sum(states[task.target].digest.rows if task.target in states else task.table.rows or 0 for task in tasks))
+    reading.begin(sum(states[task.target].digest.rows if task.target in states else task.table.rows or 0 for task in tasks))
     with ThreadPoolExecutor(workers) as pool:
         for task in tasks:
             if stop():
                 return
             try:
-                yield _compare(task, states.get(task.target), source, target, pool, workers, passed)
+                yield _compare(task, states.get(task.target), source, target, pool, workers, reading)
             except CopyError as error:             # this table cannot be read; the others can
                 yield TableDifference(task, None, None, note=str(error))
 
 
 def _compare(task: CopyTask, state: TableState | None, source: Source, target: Target, pool: ThreadPoolExecutor,
-             workers: int, passed: Callable[[int], None]) -> TableDifference:
+             workers: int, reading: Reading) -> TableDifference:
     table = replace(task.table, format=ARROW)          # two sides are comparable whatever they were copied as
     task = replace(task, table=table)
-    readers = source_readers(source.measure(table), source, target, passed)
+    readers = source_readers(source.measure(table), source, target, reading)
     if state is None:
         return TableDifference(task, _total(pool, readers()), None, note="the target holds no finished copy of this table")
     kept = table_of(table.path, state.columns)
@@ -98,24 +94,23 @@ def _preserved(task: CopyTask, source: Callable[[], list[Batches]], target: Targ
 
 
 def source_readers(table: Table, source: Source, target: Destination,
-                   passed: Callable[[int], None] = lambda rows: None) -> Callable[[], list[Batches]]:
+                   reading: Reading = UNTOLD) -> Callable[[], list[Batches]]:
     """Makes readers of all rows of a source's table, which has been measured, as the target can hold them.
 
-    `passed` is told how many more rows the first readers have read; when they are read again it is told nothing.
+    `reading` is told what the first readers have read; when they are read again it is told nothing.
     """
     ranges = source.split(table, target.chunk_rows, CHUNK_BYTES)
 
-    tell = [passed]
+    first = [reading]
 
-    def fitted(keys: KeyRange, told: Callable[[int], None] | None) -> Batches:
+    def fitted(keys: KeyRange, reading: Reading) -> Batches:
         with closing(source.read(table, keys)) as batches:
             for batch in batches:
                 yield target.fit(batch, table)
-                if told:
-                    told(batch.num_rows)
+                reading.passed(batch.num_rows)
 
     def readers() -> list[Batches]:
-        told = tell.pop() if tell else None
+        told = first.pop() if first else UNTOLD
         return [fitted(keys, told) for keys in ranges]
 
     return readers

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from skylift.connectors import SWEEP, Source, TableState, Target, opened
+from skylift.connectors import SWEEP, Batches, Source, TableState, Target, opened
 from skylift.engine.columns import schema_change, table_of
 from skylift.engine.hashing import digest_all
 from skylift.engine.preserve import overlap
@@ -21,7 +21,7 @@ from skylift.losses import Losses
 from skylift.migration.scope import list_tables
 from skylift.migration.service import Service
 from skylift.migration.verification import taking_part
-from skylift.model import ARROW, CopyTask, Digest, Table, TargetName, Watermark
+from skylift.model import ARROW, UNTOLD, CopyTask, Digest, Reading, Table, TargetName, Watermark
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState
 
@@ -29,7 +29,7 @@ States = Mapping[TargetName, TableState]
 _SINCE = ("has changed in the source since", "have changed in the source since")
 
 
-def refuse_unproven(service: Service, row: Mapping[str, Any]) -> None:
+def refuse_unproven(service: Service, row: Mapping[str, Any], reading: Reading = UNTOLD) -> None:
     """Raises StateError naming the tables that are not there, have changed in the source, or are not what was copied.
 
     `row`: the migration's, as it was when the cheap conditions held. What was left of copies that never ended is dropped.
@@ -46,13 +46,14 @@ def refuse_unproven(service: Service, row: Mapping[str, Any]) -> None:
         # A migration that is disabled has no feed any more, and must not get one again.
         fed = row["state"] is not MigrationState.DISABLED
         unsure = _unsure(tasks, states, source, str(row["consumer"])) if fed else tasks
+        reading.begin(sum(states[task.target].digest.rows for task in [*unsure, *([] if product.upgrades else tasks)]))
         behind = _changed(tasks, unsure, states, source)
-        behind |= _those_not(unsure, pool, lambda task: _same_source(task, states[task.target], source, target))
+        behind |= _those_not(unsure, pool, lambda task: _same_source(task, states[task.target], source, target, reading))
         _refuse([task for task in tasks if task.target in behind], _SINCE, "FeedLag",
                 "what has changed there will not arrive: the data is upgraded. Force the completion if that does not matter"
                 if product.upgrades else "let nobody work in the source, and run the replication once more (skylift run)")
         if not product.upgrades:
-            differing = _those_not(tasks, pool, lambda task: _same_target(task, states[task.target], source, target))
+            differing = _those_not(tasks, pool, lambda task: _same_target(task, states[task.target], source, target, reading))
             what = ("holds other rows than were copied", "hold other rows than were copied")
             _refuse([task for task in tasks if task.target in differing], what, "NotVerified",
                     "skylift verify names the rows and has the next run copy them again")
@@ -104,7 +105,7 @@ def _changed(tasks: Sequence[CopyTask], unsure: Sequence[CopyTask], states: Stat
     return {task.target for task in sure if task.table.path in changed}
 
 
-def _same_source(task: CopyTask, state: TableState, source: Source, target: Target) -> bool:
+def _same_source(task: CopyTask, state: TableState, source: Source, target: Target, reading: Reading) -> bool:
     """Whether the rows that the source holds now are those that were copied."""
     kept = table_of(task.table.path, state.columns)
     table = replace(source.measure(task.table), format=task.table.format if kept.format == task.table.format else ARROW)
@@ -112,18 +113,24 @@ def _same_source(task: CopyTask, state: TableState, source: Source, target: Targ
         return False
     if task.preserve:
         return _covered(table, task, source, target)
-    return sum(map(digest_all, source_readers(table, source, target)()), Digest()) == state.digest
+    return sum(map(digest_all, source_readers(table, source, target, reading)()), Digest()) == state.digest
 
 
-def _same_target(task: CopyTask, state: TableState, source: Source, target: Target) -> bool:
+def _same_target(task: CopyTask, state: TableState, source: Source, target: Target, reading: Reading) -> bool:
     """Whether the target holds the rows that were copied; of a preserved table, whether it lacks none."""
     if task.preserve:
         return _covered(replace(source.measure(task.table), format=ARROW), task, source, target)
     try:
         parts = target.read_parts(task.target, table_of(task.table.path, state.columns), 1)
-        return sum(map(digest_all, parts), Digest()) == state.digest
+        return sum((digest_all(_told(part, reading)) for part in parts), Digest()) == state.digest
     except CopyError:                                  # it is not there any more, or has other columns
         return False
+
+
+def _told(batches: Batches, reading: Reading) -> Batches:
+    for batch in batches:
+        yield batch
+        reading.passed(batch.num_rows)
 
 
 def _covered(table: Table, task: CopyTask, source: Source, target: Target) -> bool:

@@ -19,7 +19,7 @@ from skylift.migration.cutover import refuse_unproven
 from skylift.migration.scope import refuse_failed_tables
 from skylift.migration.service import Service, Verb, newest_run
 from skylift.migration.validation import refuse_invalid
-from skylift.model import Setup
+from skylift.model import UNTOLD, Reading, Setup
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, UpgradeStatus
 from skylift.store.tables import runs, source_companies
@@ -47,11 +47,13 @@ class EndingVerbs(Service):
         """Give the migration up: as disabling, with the reason."""
         self._end(id, "abandon", _with_reason("The migration has been abandoned.", reason), ABANDONED)
 
-    def complete_cloud_migration(self, id: UUID | None = None, *, force: bool = False, reason: str = "") -> None:
+    def complete_cloud_migration(self, id: UUID | None = None, *, force: bool = False, reason: str = "",
+                                 reading: Reading = UNTOLD) -> None:
         """End the migration for good, once everything has arrived.
 
         Raises StateError while a table is failed or yet to be copied, the data upgrade is not done, the source has changed since, or
         the target does not hold what was copied. `force` skips all that and needs a `reason`, which is recorded with what was open.
+        `reading` is told how far the look at source and target is.
         If the source cannot be cleaned up, tried twice, the error is raised and the migration stays as it is, unless forced.
         """
         if force and not reason.strip():
@@ -63,7 +65,7 @@ class EndingVerbs(Service):
                 return
             self._gate(verb, force)
             row, newest = dict(verb.row), newest_run(verb.connection)
-        if not (force or self._prove(row)):
+        if not (force or self._prove(row, reading)):
             return
         problem: SkyliftError | None = None
         for last in (False, True):
@@ -88,11 +90,11 @@ class EndingVerbs(Service):
         """End the migration for good, whatever is open."""
         self.complete_cloud_migration(force=True, reason=reason)
 
-    def _prove(self, row: Mapping[str, Any]) -> bool:
+    def _prove(self, row: Mapping[str, Any], reading: Reading) -> bool:
         """Look at source and target, as soon as they are free; False if somebody else has completed the migration meanwhile."""
         for tries_left in range(BUSY_TRIES, -1, -1):
             try:
-                refuse_unproven(self, row)
+                refuse_unproven(self, row, reading)
                 break
             except Transient:                              # such as a DuckDB file that another administrator's look holds
                 if not tries_left:

@@ -15,7 +15,7 @@ from skylift.losses import Losses
 from skylift.migration.changes import note_switches
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, get_migration
-from skylift.model import CopyTask
+from skylift.model import UNTOLD, CopyTask, Reading
 from skylift.products import Catalogue
 from skylift.products.registry import find_product
 from skylift.runs import ALLOWED, MigrationState
@@ -36,11 +36,9 @@ def copy_again(service: Service, tables: Iterable[tuple[str, str]]) -> bool:
         return True
 
 
-def compare(service: Service, stop: Callable[[], bool] = lambda: False, begin: Callable[[int], None] = lambda rows: None,
-            passed: Callable[[int], None] = lambda rows: None) -> Iterator[TableDifference]:
+def compare(service: Service, stop: Callable[[], bool] = lambda: False, reading: Reading = UNTOLD) -> Iterator[TableDifference]:
     """One difference per table of the marked companies and of what all companies share; nothing kept is trusted.
 
-    `begin` and `passed` are told how far it is, as `compare_tables` has it.
     Raises StateError before a source was connected, and while a run or an upgrade writes to the target.
     """
     with service.verb() as verb:
@@ -55,7 +53,7 @@ def compare(service: Service, stop: Callable[[], bool] = lambda: False, begin: C
         found = find_product(row["product_id"]).discover(source)
         target = open_target()
         tasks = taking_part(service, found, source, target)
-        yield from compare_tables(tasks, source, target, workers=service.settings.workers, stop=stop, begin=begin, passed=passed)
+        yield from compare_tables(tasks, source, target, workers=service.settings.workers, stop=stop, reading=reading)
 
 
 def taking_part(service: Service, found: Catalogue, source: Source, target: Target) -> list[CopyTask]:
