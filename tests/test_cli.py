@@ -86,7 +86,7 @@ def test_help_of_every_command_ends_with_an_example_of_it(call, command):
     assert out.rstrip().splitlines()[-1].strip(" │").startswith(f"Example: skylift {' '.join(command)}")
     for option in ("--home", "--json"):
         assert option in out
-    assert ("--target" in out) == (command[-1] in ("setup", "companies", "run", "cancel", "upgrade", "verify", "validate", "grants",
+    assert ("--target" in out) == (command[-1] in ("setup", "companies", "run", "cancel", "upgrade", "verify", "validate", "assess", "grants",
                                                           "complete", "serve", "coordinate"))
 
 
