@@ -26,7 +26,7 @@ _APP = re.compile(r"(?i)\$[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LONG = 2.0                        # seconds after which progress is shown
 
 
-@command("skylift assess --product DynamicsBCLast --source sqlite:///bc.db --scan", target=True)
+@command("skylift assess --product Custom --source sqlite:///bc.db", target=True)
 def assess(
     session: Session,
     product: Annotated[str, typer.Option(help="With --source: the product, as for skylift setup.")] = "",
