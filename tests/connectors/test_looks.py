@@ -1,6 +1,8 @@
 """Databases looked at without a trace: which feed a table will get, which rights are missing, what will not fit, on real servers."""
 
+import re
 from contextlib import closing
+from types import SimpleNamespace
 
 import mssql_python
 import psycopg
@@ -342,3 +344,76 @@ def test_what_a_schema_of_each_target_may_not_be_called(tmp_path):
     with closing(look_at_target(postgres.url)) as seen:
         assert seen.reserved("pg_company") and not seen.reserved("PG company")
         assert seen.server.startswith("PostgreSQL ") and make_url(servers.postgres()).port
+
+
+class FakeTarget(FakeSqlServer):
+    """A SQL Server as a target: what its catalogue says, in the shapes in which it says it. `lacking`: rights that the login has not."""
+
+    def __init__(self, lacking=()) -> None:
+        super().__init__()
+        self.lacking = set(lacking)
+        self.columns: list[tuple] = []
+        self.hanging: list[tuple] = []
+
+    def answer(self, sql, params):
+        flat = " ".join(sql.split())
+        self.sent.append(flat)
+        if match := re.fullmatch(r"select has_perms_by_name\((.*), '(\w+)', '([\w ]+)'\)", flat):
+            return ["c"], [(int(match[3] not in self.lacking),)]
+        if flat == "select schema_id(?)":
+            return ["c"], [(1 if params[0] == "dbo" else None,)]
+        if flat.startswith("select 1 from sys.tables where schema_id = schema_id('dbo')"):
+            return ["c"], []
+        if flat.startswith("select schema_name(o.schema_id), o.name, c.name"):
+            return ["c"] * 9, self.columns
+        if flat.startswith("select schema_name(o.schema_id), o.name, o.object_id"):
+            return ["c"] * 3, [("dbo", "t", 77)] if self.columns else []
+        if flat.startswith("select 'the foreign key '"):
+            assert "77" in flat
+            return ["c"], self.hanging
+        return super().answer(sql, params)
+
+
+def of_target(fake, monkeypatch, tmp_path, migration, statement):
+    monkeypatch.setattr(mssql_python, "connect", fake.connect)
+    source = labs.SqliteLab(tmp_path)
+    source.execute(statement)
+    rows = findings_of(migration, source.url, "mssql://me:secret@fake/cloud")
+    assert not [sql for sql in fake.sent if not sql.lower().startswith(("select", "set "))]
+    return rows
+
+
+def test_rights_that_a_writer_of_sql_server_lacks_are_all_named(monkeypatch, tmp_path, migration):
+    fake = FakeTarget({"CREATE TABLE", "INSERT", "CREATE SCHEMA"})
+    [row] = of_target(fake, monkeypatch, tmp_path, migration, "create table t (id INTEGER PRIMARY KEY)").values()
+    assert (row.code, row.severity) == ("Permission", B)
+    assert row.fix == 'grant create table to "me"; grant insert on schema::dbo to "me"; grant create schema to "me"'
+
+
+def test_what_stands_in_sql_server_is_compared_and_what_hangs_on_it_is_named(monkeypatch, tmp_path):
+    fake = FakeTarget()
+    fake.columns = [("dbo", "t", "id", "bigint", 8, 19, 0, 0, 1), ("dbo", "t", "v", "nvarchar", 6, 0, 0, 1, 0)]
+    fake.hanging = [("the foreign key fk",), ("the trigger tr",)]
+    monkeypatch.setattr(mssql_python, "connect", fake.connect)
+    source = labs.SqliteLab(tmp_path)
+    source.execute("create table t (id INTEGER PRIMARY KEY, v NVARCHARTEXT(20))", insert("t", [(1, "abcd")]))
+
+    (quick, scanned), _ = preserved(source, SimpleNamespace(url="mssql://me:secret@fake/cloud"))
+
+    assert quick["Obstacle", ""].severity is B and "the foreign key fk, the trigger tr would be lost" in quick["Obstacle", ""].message
+    assert "source NVARCHARTEXT(20), target nvarchar(3)" in quick["50011", "v"].message and scanned["50011", "v"].count == 1
+    with closing(look_at_target("mssql://me:secret@fake/cloud")) as seen:
+        assert seen.reserved("SYS") and seen.reserved("db_owner") and not seen.reserved("CRONUS")
+        assert seen.server == "SQL Server 15.0.4000.5, compatibility level 150" and seen.free_bytes() is None and seen.states() == {}
+
+
+def test_times_and_numbers_that_sql_server_does_not_hold_are_counted(monkeypatch, tmp_path, migration):
+    monkeypatch.setattr(mssql_python, "connect", FakeTarget().connect)
+    source = labs.DuckDBSourceLab(tmp_path)
+    source.execute("create table t (id bigint primary key, d double, fine timestamp_ns)",
+                   "insert into t values (1, 'nan', '2026-01-01 00:00:00.123456789'), (2, 'infinity', null)",
+                   "create table early (id bigint primary key, d date)", "insert into early values (1, '0044-03-15 (BC)')")
+    rows = findings_of(migration, source.url, "mssql://me:secret@fake/cloud", with_scan=True)
+    assert {key: (row.count, row.severity) for key, row in rows.items() if row.scanned} == {
+        ("NaN", "t", "d"): (1, B), ("Infinity", "t", "d"): (1, B), ("Ticks", "t", "fine"): (1, B), ("50011", "early", "d"): (0, B)}
+    assert "outside of the years 1 to 9999" in rows["50011", "early", "d"].message

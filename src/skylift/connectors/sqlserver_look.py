@@ -5,19 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from skylift.connectors import SWEEP, TableState, Target
+from skylift.connectors.ledger import STATES, states_of
 from skylift.connectors.looks import Forecast, Remark, SourceLook, StandingColumn, TargetLook
+from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import GIVE_WAY, not_replaced, quote
-from skylift.connectors.sqlserver import DEFAULT_SCHEMA, source_name
-from skylift.connectors.sqlserver_ddl import obstacles
+from skylift.connectors.sqlserver import DEFAULT_SCHEMA, Session, alive, look, source_name
+from skylift.connectors.sqlserver_bulk import fit
+from skylift.connectors.sqlserver_ddl import column_types, obstacles
 from skylift.connectors.sqlserver_feed import VERSIONED
 from skylift.connectors.sqlserver_source import SqlServerSource
 from skylift.connectors.sqlserver_target import SqlServerTarget, lacking
 from skylift.connectors.sqlserver_types import field_of, spelt
-from skylift.errors import CopyError
+from skylift.errors import CopyError, TargetFailed
+from skylift.losses import Losses
 from skylift.model import Table, TargetName
 from skylift.runs import Severity
 
@@ -84,14 +90,30 @@ def _forecast(table: Table, feed: str, why: str) -> Forecast:
     return Forecast(feed)
 
 
-class SqlServerTargetLook(SqlServerTarget):
+class SqlServerTargetLook:
+    max_name_bytes, chunk_rows, formats = SqlServerTarget.max_name_bytes, SqlServerTarget.chunk_rows, SqlServerTarget.formats
+
     def __init__(self, url: URL) -> None:
-        super().__init__(url, ledger=False)
-        self.server = self.server_info.text
+        self.url = url
+        self.losses = Losses()
+        self.sessions: Pool[Session] = Pool(lambda: Session(url), TargetFailed, alive)
+        with self.sessions.connection() as session:
+            self._about = look(session, url)
+        self.server = self._about.text
+
+    def declares(self, table: Table) -> dict[str, str]:
+        return column_types(table, self._about.genuine)
+
+    def fit(self, batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
+        return fit(batch, table, self.losses)
 
     def states(self) -> dict[TargetName, TableState]:
         there = self._rows("select 1 from sys.tables where schema_id = schema_id('dbo') and name = '_skylift_tables'")
-        return super().states() if there else {}
+        return states_of(self._rows(f"select {STATES} from dbo._skylift_tables")) if there else {}
+
+    def _rows(self, sql: str, *params: Any) -> list[tuple]:
+        with self.sessions.connection() as session:
+            return session.run(sql, *params)
 
     def remarks(self, names: Sequence[TargetName]) -> list[Remark]:
         found = []
@@ -100,7 +122,7 @@ class SqlServerTargetLook(SqlServerTarget):
             found += [Remark("Permission", Severity.BLOCKING, text, grant) for text, grant in lacking(session, self.url, schemas=missing)]
             for some in (names[i:i + AT_ONCE] for i in range(0, len(names), AT_ONCE)):
                 found += [Remark("Obstacle", Severity.BLOCKING, not_replaced(str(name), lost), GIVE_WAY, str(name))
-                          for name, lost in obstacles(session, some, self.genuine) if lost]
+                          for name, lost in obstacles(session, some, self._about.genuine) if lost]
         return found
 
     def reserved(self, schema: str) -> bool:
@@ -121,7 +143,7 @@ class SqlServerTargetLook(SqlServerTarget):
 
     def free_bytes(self) -> int | None:
         """Of Azure SQL, whose databases have a greatest size."""
-        if not self.server_info.azure:
+        if not self._about.azure:
             return None
         try:
             [(most, used)] = self._rows("select cast(databasepropertyex(db_name(), 'MaxSizeInBytes') as bigint), "
@@ -142,3 +164,6 @@ class SqlServerTargetLook(SqlServerTarget):
             yield target
         finally:
             target.close()
+
+    def close(self) -> None:
+        self.sessions.close()

@@ -105,8 +105,7 @@ class SqlServerTarget:
         self.making_schemas = threading.Lock()
         self.sessions: Pool[Session] = Pool(lambda: Session(url), TargetFailed, alive)
         with self.sessions.connection() as session:
-            self.server_info = look(session, url)
-            self.genuine = self.server_info.genuine
+            self.genuine = look(session, url).genuine
             if ledger:
                 _make_ledger(session, url)
         self.loaders: Pool[Loader] = Pool(self._loader, TargetFailed, alive)
