@@ -19,6 +19,7 @@ import pyarrow as pa
 from skylift.errors import SkyliftError
 from skylift.runs import (
     AssessmentStatus,
+    ChecklistStep,
     CompanyInit,
     CompanySetupStatus,
     MigrationState,
@@ -30,6 +31,7 @@ from skylift.runs import (
     TableStatus,
     UpgradeStatus,
     ValidationStatus,
+    WarningType,
 )
 
 NO_ID = UUID(int=0)
@@ -408,6 +410,31 @@ class UpgradeStep:
     error: str = ""
     started_at: datetime | None = None
     ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationWarning:
+    """Something that somebody should look at after a run in which nothing need have failed. Not in API v1.0."""
+
+    id: UUID
+    type: WarningType
+    message: str
+    created_at: datetime
+    ignored: bool = False
+    ignored_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChecklistItem:
+    """A step that people do, in a company. Not in API v1.0."""
+
+    id: UUID
+    company_name: str
+    step: ChecklistStep
+    about: str
+    done: bool = False
+    done_by: str = ""
+    done_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,24 @@ class ValidationStatus(StrEnum):
     REPLACED = "Replaced"                       # another one was asked for before its end
 
 
+class WarningType(StrEnum):
+    RECORD_LINK = "RecordLink"
+    TENANT_MEDIA = "TenantMedia"
+    MIGRATION_VALIDATOR = "MigrationValidator"  # a validation suite could not be carried out
+
+
+class ChecklistStep(StrEnum):
+    USERS_OUT = "UsersOut"
+    FINAL_RUN = "FinalRun"
+    VERIFY = "Verify"
+    END = "EndMigration"
+    PERMISSIONS = "UsersAndPermissions"
+    USER_MAPPINGS = "UserMappings"
+    RECORD_LINKS = "RecordLinks"
+    INTEGRATIONS = "Integrations"
+    MONITOR = "Monitor"
+
+
 class MigrationState(StrEnum):
     NOT_SET_UP = "NotSetUp"
     AWAITING_AGENT = "AwaitingAgent"            # runtime name and key handed out, no source connected yet

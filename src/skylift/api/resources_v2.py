@@ -11,9 +11,11 @@ from skylift.api.metadata import entity_definitions
 from skylift.migration import Migration, progress
 from skylift.model import (
     Assessment,
+    ChecklistItem,
     Delivery,
     Event,
     Finding,
+    MigrationWarning,
     Run,
     RunProgress,
     RunTable,
@@ -28,6 +30,7 @@ from skylift.model import (
 )
 from skylift.runs import (
     AssessmentStatus,
+    ChecklistStep,
     MigrationState,
     ReplicationType,
     RunStatus,
@@ -36,6 +39,7 @@ from skylift.runs import (
     TableStatus,
     UpgradeStatus,
     ValidationStatus,
+    WarningType,
 )
 
 _MODIFIED = (Property("lastModifiedDateTime", TIME, "modified_at"),)
@@ -352,6 +356,38 @@ EVENTS = EntitySet(
     order=("-id",),
 )
 
+WARNINGS = EntitySet(
+    "warnings", "warning", MigrationWarning,
+    "What somebody should look at after a run in which no table need have failed; of a type one at most, while it is true.",
+    properties=(
+        Property("id",        GUID,   "id"),
+        Property("type",      STRING, "type",       values=WarningType),
+        Property("message",   STRING, "message",    1024),
+        Property("time",      TIME,   "created_at"),
+        Property("ignored",   FLAG,   "ignored",    writable=True, about="until it says something else"),
+        Property("ignoredBy", STRING, "ignored_by"),
+    ),
+    order=("-created_at",),
+    change=Migration.change_warning,
+    filterable=_MODIFIED,
+)
+
+CHECKLIST = EntitySet(
+    "checklistItems", "checklistItem", ChecklistItem,
+    "What people do before and after the migration is completed, in each company. Ticking a step in one ticks it in all.",
+    properties=(
+        Property("id",          GUID,   "id"),
+        Property("companyName", STRING, "company_name", 250),
+        Property("step",        STRING, "step",         values=ChecklistStep),
+        Property("about",       STRING, "about"),
+        Property("done",        FLAG,   "done",         writable=True, about="`EndMigration` is ticked by itself"),
+        Property("doneBy",      STRING, "done_by"),
+        Property("doneTime",    TIME,   "done_at",      nullable=True, about="UTC; null = not ticked, or ticked by itself"),
+    ),
+    rows=lambda service: service.checklist(),
+    change=Migration.change_checklist,
+)
+
 DELIVERIES = EntitySet(
     "deliveries", "delivery", Delivery,
     "The calls of webhooks' receivers, newest first; the setting `webhook_log` says how many are kept.",
@@ -389,7 +425,7 @@ SUBSCRIPTIONS = replace(
 
 IN_COMPANY: tuple[EntitySet, ...] = (
     MIGRATIONS, RUNS, RUN_TABLES, TABLES, SOURCE_COMPANIES, UPGRADE_STEPS, FINDINGS, ASSESSMENTS, VALIDATIONS, VALIDATION_SUITES,
-    VALIDATION_TESTS, VALIDATION_RESULTS, EVENTS, DELIVERIES, LIMITS)
+    VALIDATION_TESTS, VALIDATION_RESULTS, WARNINGS, CHECKLIST, EVENTS, DELIVERIES, LIMITS)
 
 COMPANIES = replace(v1.COMPANIES, navigations=tuple(Navigation(s.name, s) for s in IN_COMPANY))
 

@@ -11,6 +11,7 @@ from typer.rich_utils import rich_format_error
 # importing them registers their commands
 from skylift.cli import (  # noqa: F401
     assessing,
+    caring,
     commands,
     ending,
     granting,

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from skylift.errors import NotFound
 from skylift.migration.assessment import AssessmentVerbs
+from skylift.migration.checklist import ChecklistVerbs
 from skylift.migration.companies import CompanyVerbs
 from skylift.migration.ending import EndingVerbs
 from skylift.migration.mappings import MappingVerbs
@@ -24,6 +25,7 @@ from skylift.migration.switches import TableVerbs
 from skylift.migration.tokens import TokenVerbs
 from skylift.migration.upgrade import UpgradeVerbs
 from skylift.migration.validation import ValidationVerbs
+from skylift.migration.warnings import WarningVerbs
 from skylift.migration.webhooks import WebhookVerbs
 from skylift.model import ProductType, Run, Standing, Subscription
 from skylift.products.registry import PRODUCTS
@@ -36,7 +38,7 @@ _PRODUCT_TYPES = [ProductType(product.id, product.display_name) for product in P
 
 
 class Migration(SetupVerbs, CompanyVerbs, MappingVerbs, TableVerbs, ReplicationVerbs, UpgradeVerbs, EndingVerbs, TokenVerbs, WebhookVerbs,
-                AssessmentVerbs, ValidationVerbs):
+                AssessmentVerbs, ValidationVerbs, WarningVerbs, ChecklistVerbs):
     """Everything that can be asked of one environment's migration."""
 
     def select(self, row_type: type[T], query: Query) -> list[T]:

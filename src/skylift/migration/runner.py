@@ -32,9 +32,10 @@ from skylift.migration.service import Service, Verb, get_migration, newest_run
 from skylift.migration.setup import sync_registry
 from skylift.migration.signals import of_left_out, of_step, of_table
 from skylift.migration.validation import validate_automatically
+from skylift.migration.warnings import count_watched, look_after_run
 from skylift.model import CopyTask, Progress, Run, RunTable, new_id
 from skylift.products.registry import find_product
-from skylift.runs import ReplicationType, RunStatus, TableStatus
+from skylift.runs import ReplicationType, RunStatus, TableStatus, WarningType
 from skylift.store import to_row
 from skylift.store.tables import registry, run_tables, runs, source_companies
 from skylift.telemetry import Signal
@@ -50,8 +51,9 @@ def replicate(service: Service, run: Run, workers: int, stop: Callable[[], bool]
     `check` raises inside each writing transaction if this coordinator's lease is lost. Raises SkyliftError for what ends the run.
     """
     with _watching(service, run) as cancelled:
+        counts: Mapping[WarningType, int] = {}
         if not cancelled():                             # else neither source nor target need be there
-            _go_through(service, run, workers, lambda: stop() or cancelled(), check)
+            counts = _go_through(service, run, workers, lambda: stop() or cancelled(), check)
         if stop():
             return
         with service.verb() as verb:
@@ -59,6 +61,7 @@ def replicate(service: Service, run: Run, workers: int, stop: Callable[[], bool]
             if cancelled():
                 end_cancelled(verb, run)
             elif end_run(verb, run) is not RunStatus.FAILED and run.replication_type is not ReplicationType.DIAGNOSTIC:
+                look_after_run(verb, counts)
                 validate_automatically(verb, service.settings)
 
 
@@ -91,7 +94,9 @@ def _watching(service: Service, run: Run) -> Iterator[Callable[[], bool]]:
         thread.join()
 
 
-def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], bool], check: Callable[[sa.Connection], None]) -> None:
+def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], bool],
+                check: Callable[[sa.Connection], None]) -> Mapping[WarningType, int]:
+    """How many rows the target holds of the tables that warnings are about; of none after a diagnostic run."""
     with service.store.read() as connection:
         row = get_migration(connection)
     product = find_product(row["product_id"])
@@ -118,6 +123,7 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
         recorder.flush()
         if not stop() and not run.scope and run.replication_type is not ReplicationType.DIAGNOSTIC:
             target.discard_copies(keep="")              # of tables that take part no more: nothing goes on with them
+        return {} if stop() or run.replication_type is ReplicationType.DIAGNOSTIC else count_watched(product, tasks, target)
 
 
 def _refuse_strangers(service: Service, whole: Plan, target: Target) -> None:

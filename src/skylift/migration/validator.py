@@ -28,10 +28,11 @@ from skylift.migration.lease import LeaseLost
 from skylift.migration.service import Service, get_migration
 from skylift.migration.validation import all_suites, ignored_tests, last_change, pending
 from skylift.migration.verification import taking_part
+from skylift.migration.warnings import settle
 from skylift.model import CopyTask, Validation
 from skylift.products.naming import is_called
 from skylift.products.registry import find_product
-from skylift.runs import MigrationState, UpgradeStatus, ValidationStatus
+from skylift.runs import MigrationState, UpgradeStatus, ValidationStatus, WarningType
 from skylift.store.tables import source_companies, upgrade_tags, validation_progress, validation_results, validations
 from skylift.upgrades.pack import COMPANY
 from skylift.validation.expectations import COPIED, UPGRADED, ExpectationSuite, check_expectation
@@ -91,6 +92,8 @@ def _end(service: Service, validation: Validation, status: ValidationStatus, che
             status=status, ended_at=verb.now, details=details))
         if done.rowcount:
             verb.log("validation", "end_validation", ValidationStatus.IN_PROGRESS, status, details)
+            settle(verb, WarningType.MIGRATION_VALIDATOR,
+                   f"the validation could not be carried out: {details}" if status is ValidationStatus.FAILED else "")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from uuid import UUID
 from skylift.connectors import Source
 from skylift.errors import CopyError
 from skylift.model import App, Table
+from skylift.runs import WarningType
 
 NAMED = 5                          # tables that set-up names as not to be copied; of more it tells the number
 
@@ -74,6 +75,9 @@ class Product(Protocol):
 
     def discover(self, source: Source) -> Catalogue:
         """Raises SetupError if the source is not of this product, or names collide."""
+
+    def warns_of(self, table_name: str) -> WarningType | None:
+        """The type of warning that the number of its rows in the target decides."""
 
     def preserves(self, table_name: str) -> bool | None:
         """Whether the rows that the target holds of a cross-company table are always kept, or never; None = as one likes (§5.2)."""

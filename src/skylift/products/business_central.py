@@ -16,12 +16,14 @@ from skylift.errors import SetupError
 from skylift.model import App, KeyRange, Table
 from skylift.products import Catalogue, FoundCompany, FoundTable
 from skylift.products.naming import is_called, refuse_collisions, same_name, split_name, sql_name, target_name
+from skylift.runs import WarningType
 
 CURRENT_MAJOR = 29     # the version whose behaviour behaviour.md states
 OLDEST_MAJOR = 15      # the first whose tables belong to apps
 MAX_COMPANY_NAME = 50  # characters, behaviour.md §2.6
 
 _MEDIA = ("Tenant Media", "Tenant Media Set", "Tenant Media Thumbnails")
+_LINK_BUFFER = "Replication Record Link Buffer"    # where a default mapping has record links arrive
 _UPGRADE_TAGS = "Upgrade Tags"  # which upgrade steps the source has behind it: the target's own would say something else
 
 _SYSTEM_APP = UUID("63ca2fa4-4f03-4f2b-a480-172fef340d3f")
@@ -91,6 +93,11 @@ class BusinessCentral:
         # Without a limit on the length only the names themselves can collide; where the target cuts, plan asks again.
         refuse_collisions((target_name(t.company, t.table_name, 10_000), t.table.name) for t in tables)
         return Catalogue([FoundCompany(name, display) for name, display in companies.items()], tables, apps, version)
+
+    def warns_of(self, table_name: str) -> WarningType | None:
+        if any(is_called(table_name, name) for name in _MEDIA):
+            return WarningType.TENANT_MEDIA
+        return WarningType.RECORD_LINK if is_called(table_name, _LINK_BUFFER) else None
 
     def preserves(self, table_name: str) -> bool | None:
         if any(is_called(table_name, name) for name in _MEDIA):

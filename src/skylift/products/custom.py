@@ -9,6 +9,7 @@ from skylift.errors import SetupError
 from skylift.products import Catalogue, FoundCompany, FoundTable
 from skylift.products.business_central import MAX_COMPANY_NAME
 from skylift.products.naming import refuse_collisions, sql_name, target_name
+from skylift.runs import WarningType
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,9 @@ class Custom:
         found = [FoundTable(names[table.namespace], table.name, table) for table in tables]
         refuse_collisions((target_name(t.company, t.table_name, 10_000), t.table.path) for t in found)
         return Catalogue([FoundCompany(names[namespace], titles[namespace]) for namespace in sorted(titles)], found, [], "")
+
+    def warns_of(self, table_name: str) -> WarningType | None:
+        return None
 
     def preserves(self, table_name: str) -> bool | None:
         return None

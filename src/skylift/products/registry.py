@@ -9,6 +9,7 @@ from skylift.errors import SetupError
 from skylift.products import Catalogue, Product
 from skylift.products.business_central import DYNAMICS_BC, DYNAMICS_BC_LAST
 from skylift.products.custom import Custom
+from skylift.runs import WarningType
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class Unread:
         """Always raises SetupError: better refused than migrated by guesswork."""
         raise SetupError(f"skylift cannot read the catalogue of {self.display_name} yet",
                          hint="use the product Custom, which copies the whole database", code="50018")
+
+    def warns_of(self, table_name: str) -> WarningType | None:
+        return None
 
     def preserves(self, table_name: str) -> bool | None:
         return None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.sql import operators
@@ -41,6 +42,7 @@ SUMMED = {                                              # of RunProgress, likewi
     "size_bytes": run_tables.c.size_bytes,
     "work_done": sa.case((run_tables.c.status.in_(_OPEN), _open), else_=run_tables.c.total_records + TABLE_ROWS),
 }
+_GIVEN: dict[type, Any] = {str: sa.Text, UUID: sa.Uuid, bool: sa.Boolean}
 # single-valued ways: what Attribute.path names, and the column that both have
 PARENTS: dict[tuple[type, str], tuple[type, str]] = {(RunTable, "run"): (Run, "run_id")}
 _WHITESPACE = " \t\n\r\v\f"
@@ -106,13 +108,14 @@ def _execute(connection: sa.Connection, statement: Any) -> sa.Result[Any]:
 
 
 def _source(kind: type, rows: Sequence[Any] | None) -> sa.FromClause | None:
-    """What to select from: the table, or the text attributes of `rows` and their position; None if there are no rows."""
+    """What to select from: the table, or the attributes of `rows` that are of _GIVEN and their position; None if there are no rows."""
     if rows is None:
         return TABLES[kind]
     if not rows:
         return None
-    names = [f.name for f in fields(kind) if isinstance(getattr(rows[0], f.name), str)]
-    columns: list[Any] = [sa.column("position", sa.Integer), *(sa.column(name, sa.Text) for name in names)]
+    kinds = {f.name: type for f in fields(kind) for given, type in _GIVEN.items() if isinstance(getattr(rows[0], f.name), given)}
+    names = [*kinds]
+    columns: list[Any] = [sa.column("position", sa.Integer), *(sa.column(name, type) for name, type in kinds.items())]
     return sa.values(*columns, name="given").data([(n, *(getattr(row, name) for name in names)) for n, row in enumerate(rows)]).cte()
 
 

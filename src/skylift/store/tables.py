@@ -20,6 +20,7 @@ from sqlalchemy.types import TypeDecorator
 from skylift import model
 from skylift.runs import (
     AssessmentStatus,
+    ChecklistStep,
     CompanyInit,
     CompanySetupStatus,
     MigrationState,
@@ -31,6 +32,7 @@ from skylift.runs import (
     TableStatus,
     UpgradeStatus,
     ValidationStatus,
+    WarningType,
 )
 
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
@@ -159,6 +161,7 @@ migration = _table(                                    # one row: the environmen
     _flag("still_tracked"),                            # disabled, and the source still holds what skylift installed there
     sa.Column("copy_id", sa.Uuid, default=uuid4),      # full copies that have begun under it go on with the next run
     _text("packs"),                                    # of the data upgrade that was asked for last, a line each
+    sa.Column("media_rows", sa.BigInteger, info={"null": True}),    # that the target held of media after the last run
     _modified(),
 )
 
@@ -304,6 +307,25 @@ upgrade_steps = _table(                                # of upgrade packs, as pe
     _time("ended_at", null=True),
     _modified(),
     sa.UniqueConstraint("company_name", "pack", "step"),
+)
+
+migration_warnings = _table(                           # of a type one at most
+    "migration_warnings",
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("type", Enumerated(WarningType)),
+    _text("message"),
+    _flag("ignored"),
+    _text("ignored_by"),
+    _time("created_at"),
+    _modified(),
+    sa.UniqueConstraint("type"),
+)
+
+checklist = _table(                                    # the steps that are ticked, for all companies
+    "checklist",
+    sa.Column("step", Enumerated(ChecklistStep), primary_key=True),
+    _text("done_by"),
+    _time("done_at"),
 )
 
 findings = _table(                                     # of the newest assessment
@@ -498,6 +520,6 @@ TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stor
     model.Setup: _setup, model.TableMapping: table_mappings, model.Subscription: subscriptions, model.App: apps,
     model.Event: events, model.Token: tokens, model.Delivery: deliveries, model.TableSwitch: registry,
     model.UpgradeStep: upgrade_steps, model.Standing: _standing,
-    model.Finding: findings, model.Assessment: assessments,
+    model.MigrationWarning: migration_warnings, model.Finding: findings, model.Assessment: assessments,
     model.Validation: validations, model.ValidationResult: validation_results,
 }
