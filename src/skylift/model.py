@@ -162,7 +162,8 @@ class Progress:
 
     task: CopyTask
     status: TableStatus
-    rows: int = 0                  # rows read from the source and committed so far in this run
+    rows: int = 0                  # rows read from the source and committed so far
+    resumed: int = 0               # of these, rows that had arrived before the engine began: the copy goes on
     total_rows: int = 0            # rows of the source table (estimate until the task has ended)
     size_bytes: int = 0            # Arrow bytes moved so far
     mode: str = ""                 # 'full', 'incremental' or 'unchanged'
@@ -224,6 +225,7 @@ class RunProgress(Run):
     tables_total: int = 0
     tables_with_warnings: int = 0
     records_copied: int = 0
+    resumed: int = 0
     total_records: int = 0
     size_bytes: int = 0
     work_done: int = 0             # of `work`: a table that has ended counts whole
@@ -259,6 +261,7 @@ class RunTable:
     digest: str = ""               # 32 hex digits once verified
     orphans: int = 0               # as Progress.orphans
     kept: int = 0                  # as Progress.kept
+    resumed: int = 0               # of records_copied, those that an earlier run had brought
 
 
 @dataclass(frozen=True, slots=True)

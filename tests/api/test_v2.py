@@ -118,6 +118,10 @@ def test_the_end_of_a_run_is_estimated_once_some_of_its_work_is_done(ready):
     left = datetime.fromisoformat(run["estimatedEndTime"]) - now
     assert left.total_seconds() == pytest.approx(60 * (50_500 - 12_500) / 12_500, abs=20)
     assert run["rowsPerSecond"] == pytest.approx(12_500 / 60, abs=10)
+    put(ready, run_tables, resumed=2_000)                             # which an earlier run had brought
+    run = ready.rows(query)[0]
+    assert (datetime.fromisoformat(run["estimatedEndTime"]) - now).total_seconds() == pytest.approx(60 * 38_000 / 2_500, abs=90)
+    assert run["rowsPerSecond"] == pytest.approx(2_500 / 60, abs=5) and run["recordsResumed"] == 10_000
     put(ready, runs, status=RunStatus.COMPLETED)
     assert ready.rows(query)[0]["estimatedEndTime"] is None
 

@@ -10,6 +10,7 @@ from skylift.connectors.duckdb import DuckDBTransaction
 from skylift.connectors.sqlite import SqliteSource
 from skylift.errors import StateError, Transient
 from skylift.migration import coordinator, runner
+from skylift.migration.progress import rows_per_s
 from skylift.model import Run
 from skylift.runs import MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.sample import BASE
@@ -89,6 +90,9 @@ def test_the_run_after_a_cancelled_one_loads_only_the_chunks_that_are_missing(re
 
     after = ready.run()
 
+    table = ready.tables(after)[ENTRIES]
+    assert loaded <= table.resumed < table.records_copied == 301 and ready.tables(run)[ENTRIES].resumed == 0     # one has changed
+    assert float(rows_per_s(table)) * (table.ended_at - table.started_at).total_seconds() == pytest.approx(301 - table.resumed, rel=0.05)
     assert after.status is RunStatus.UPGRADE_PENDING and after.tables_failed == 0
     assert 0 < len(reads) <= (300 - loaded) // 10 + 1                        # and not all thirty
     description = ready.in_target(f'select Description from "{CRONUS}"."{ENTRIES[1]}" where "Entry No_" = 1')

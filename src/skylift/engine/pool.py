@@ -324,7 +324,7 @@ class _LargeCopy:
         self._lock = threading.Lock()
         self._failed = False
         done = work.copier.target.chunks_done(build_name(task.target), work.copier.copy_id)
-        self._rows = sum(digest.rows for digest in done.values())
+        self._rows = self._resumed = sum(digest.rows for digest in done.values())
         self._bytes = 0
 
     def chunk(self, chunk: Chunk) -> None:
@@ -341,8 +341,8 @@ class _LargeCopy:
             self._left -= 1
             self._rows += rows
             self._bytes += size_bytes
-            progress = Progress(self._task, TableStatus.IN_PROGRESS, rows=self._rows, size_bytes=self._bytes, mode="full",
-                                total_rows=max(self._rows, self._task.table.rows or 0), steps=(step,))
+            progress = Progress(self._task, TableStatus.IN_PROGRESS, rows=self._rows, resumed=self._resumed, size_bytes=self._bytes,
+                                mode="full", total_rows=max(self._rows, self._task.table.rows or 0), steps=(step,))
             last = self._left == 0
         self._work.results.put(self._work._explained(progress))
         if last:
@@ -356,7 +356,8 @@ class _LargeCopy:
             self._fail(error)
             return
         progress = replace(progress, steps=(Step("finish", began, time.time_ns()),))
-        self._work.results.put(self._work._explained(replace(progress, size_bytes=progress.size_bytes + self._bytes)))
+        self._work.results.put(self._work._explained(replace(progress, size_bytes=progress.size_bytes + self._bytes,
+                                                                resumed=self._resumed)))
 
     def _fail(self, error: SkyliftError) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ TOLD = 0.05                       # part of a run's work that has to be done bef
 
 def rows_per_s(row: RunProgress | RunTable) -> Decimal | None:
     elapsed_s = _elapsed_s(row)
-    return round(Decimal(row.records_copied / elapsed_s), 1) if elapsed_s else None
+    return round(Decimal((row.records_copied - row.resumed) / elapsed_s), 1) if elapsed_s else None
 
 
 def bytes_per_s(row: RunProgress | RunTable) -> int | None:
@@ -29,13 +29,14 @@ def table_ends_at(table: RunTable) -> datetime | None:
     """Only of a full copy: of changes nobody knows how many there are before they have been read."""
     if table.status is not TableStatus.IN_PROGRESS or table.mode != "full":
         return None
-    return _ends_at(table, table.records_copied, table.total_records)
+    return _ends_at(table, table.records_copied - table.resumed, table.total_records - table.records_copied)
 
 
 def run_ends_at(run: RunProgress) -> datetime | None:
-    if run.status is not RunStatus.IN_PROGRESS or run.work_done <= TOLD * run.work:
+    done, left = run.work_done - run.resumed, run.work - run.work_done
+    if run.status is not RunStatus.IN_PROGRESS or done <= TOLD * (done + left):
         return None
-    return _ends_at(run, run.work_done, run.work)
+    return _ends_at(run, done, left)
 
 
 def companies(run: Run) -> list[str]:
@@ -57,11 +58,11 @@ def _elapsed_s(row: RunProgress | RunTable) -> float:
     return max(0.0, ((row.ended_at or datetime.now(UTC)) - row.started_at).total_seconds())
 
 
-def _ends_at(row: RunProgress | RunTable, done: int, work: int) -> datetime | None:
-    """Where the rest takes as long for each row as what is done; None where nothing is, or nothing is left."""
-    if not 0 < done < work:
+def _ends_at(row: RunProgress | RunTable, done: int, left: int) -> datetime | None:
+    """Where the rest takes as long for each row as what was done since its beginning; None where nothing was, or nothing is left."""
+    if done <= 0 or left <= 0:
         return None
     try:
-        return datetime.now(UTC) + timedelta(seconds=_elapsed_s(row) * (work - done) / done)
+        return datetime.now(UTC) + timedelta(seconds=_elapsed_s(row) * left / done)
     except OverflowError:
         return None

@@ -207,6 +207,7 @@ class _Recorder:
             rows = connection.execute(sa.select(run_tables).where(run_tables.c.run_id == run.run_id)).mappings()
             self._rows = {(row["company_name"], row["table_name"]): to_row(RunTable, row) for row in rows}
         # What a coordinator before this one has finished counts on: its tables come again, as incremental copies.
+        self._found = dict(self._rows)                  # as it was when this coordinator began
         self._before = {key: row for key, row in self._rows.items() if row.status is TableStatus.SUCCESSFUL}
         self._waiting: dict[Key, Progress] = {}
         self._tells = service.telemetry.on
@@ -277,8 +278,14 @@ class _Recorder:
                 "mode": before.mode if before else p.mode, "reason": before.reason if before else p.reason,
                 "inserted": inserted, "updated": updated, "deleted": deleted, "size_bytes": size_bytes,
                 "target_rows": p.digest.rows if p.digest else None, "digest": str(p.digest) if p.digest else "",
-                "orphans": p.orphans, "kept": p.kept,
+                "orphans": p.orphans, "kept": p.kept, "resumed": self._resumed(key, p),
                 "errors": _told(p), "error_code": _code(p.error)}
+
+    def _resumed(self, key: Key, p: Progress) -> int:
+        """Of the rows of a copy that goes on, those that an earlier run has brought: what a coordinator before this one has told is of
+        this run."""
+        found = self._found[key]
+        return min(found.resumed + max(0, p.resumed - found.records_copied), p.rows)
 
 
 def _told(progress: Progress) -> str:

@@ -38,6 +38,7 @@ COUNTED = {                                             # counts of Run, from th
 _open = sa.case((run_tables.c.records_copied < run_tables.c.total_records, run_tables.c.records_copied), else_=run_tables.c.total_records)
 SUMMED = {                                              # of RunProgress, likewise
     "records_copied": run_tables.c.records_copied,
+    "resumed": run_tables.c.resumed,
     "total_records": run_tables.c.total_records,
     "size_bytes": run_tables.c.size_bytes,
     "work_done": sa.case((run_tables.c.status.in_(_OPEN), _open), else_=run_tables.c.total_records + TABLE_ROWS),

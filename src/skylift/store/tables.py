@@ -235,6 +235,7 @@ run_tables = _table(
     _text("digest"),
     _number("orphans", sa.BigInteger),
     _number("kept", sa.BigInteger),
+    _number("resumed", sa.BigInteger),
     _modified(),
     sa.UniqueConstraint("run_id", "table_name", "company_name"),
     sa.Index("ix_run_tables_run_id_status", "run_id", "status"),
