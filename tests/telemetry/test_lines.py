@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -11,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from skylift import telemetry
+from skylift.migration.validation import validate_automatically
 from skylift.model import Event, TableSwitch
 from skylift.query import Query
 from skylift.runs import MigrationState, ReplicationType, SqlServerType
@@ -52,6 +54,9 @@ def test_every_documented_event_is_told_with_its_dimensions_or_has_a_reason_why_
         api.run_data_upgrade(packs=packs)
         lab.work()
     assert lab.state is MigrationState.UPGRADED, lab.runs[0].details
+    with lab.migration.verb() as verb:
+        for suites in ("", "nowhere.toml"):
+            validate_automatically(verb, replace(lab.migration.settings, validation="automatic", validation_suites=suites))
     api.disable_replication()
     api.change_setup(setup.id, {}, ANY)
     api.complete_cloud_migration(force=True, reason="password=geheim")

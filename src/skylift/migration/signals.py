@@ -152,6 +152,14 @@ def _included(verb: Verb, name: str, company: SourceCompany) -> Told:
                            "Estimated size": float(company.estimated_size)}
 
 
+def _validation(verb: Verb, name: str, about: Any) -> Told:
+    return ["AL0000SEV"], {}
+
+
+def _no_validation(verb: Verb, name: str, about: Any) -> Told:
+    return ["AL0000SEU"], {}
+
+
 def _waits(verb: Verb, name: str, about: Any) -> Told:
     return ["AL0000FXD"], {"CompanyName": name}
 
@@ -173,6 +181,8 @@ _RULES: dict[tuple[str, str], Callable[[Verb, str, Any], Told]] = {
     ("company", f"end_upgrade to {UpgradeStatus.COMPLETED}"): _company_done,
     ("company", "await_upgrade"): _waits,
     ("company", "include"): _included,
+    ("validation", "validate"): _validation,
+    ("validation", "not_validated"): _no_validation,
     ("migration", "register_agent"): _agent,
     ("migration", "enable"): _set_up,
     ("set-up", "complete"): _setup_completed,

@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from skylift.errors import NotFound, SetupError, StateError
 from skylift.migration.scope import list_tables, look_up
 from skylift.migration.service import IfMatch, Service, Verb
+from skylift.migration.warnings import settle
 from skylift.model import Scope, Validation, ValidationSuite, ValidationTest
-from skylift.runs import ValidationStatus
+from skylift.runs import ValidationStatus, WarningType
 from skylift.settings import Settings
 from skylift.store import to_row
 from skylift.store.tables import (
@@ -147,6 +148,7 @@ def validate_automatically(verb: Verb, settings: Settings) -> None:
             suites = [suite.id for suite in all_suites(settings) if suite.automatic]
         except SetupError as error:                    # a file that cannot be read must not undo the end of a run
             verb.log("validation", "not_validated", why=str(error))
+            settle(verb, WarningType.MIGRATION_VALIDATOR, f"nothing is validated after a run: {error}")
             return
         request(verb, suites, ())
 

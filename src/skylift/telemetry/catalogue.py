@@ -76,8 +76,8 @@ DOCUMENTED: dict[str, Documented] = {event.id: event for event in (
     *_each("AL0000EV2 AL0000EV3", "classic upgrade", "the events above tell begin, failure and end"),
     *_each("AL0000PY5 AL0000PY6 AL0000PY7 AL0000PY8 AL0000PY9", "record links are moved from their buffer",
            "moving them is left to who works in the target (docs/parity.md)"),
-    *_each("AL0000SEU AL0000SEV", "scheduling a validation failed, succeeded",
-           "a validation is not scheduled as a job: it is asked for, and what becomes of it is told by the event log"),
+    Documented("AL0000SEU", "after a run nothing could be validated: the suites cannot be read"),
+    Documented("AL0000SEV", "a validation is asked for, by somebody or after a run"),
     *_each("AL0000JMG AL0000JMH AL0000JMS AL0000JMT AL0000JMU AL0000JMV AL0000JMX AL0000JMY AL0000JV4 AL0000JV5 SmbMig-001 "
            "SmbMig-002 SmbMig-003 SmbMig-004 SmbMig-005", "usage and uptake of the vendor's pages, data-lake clean-up",
            "nobody counts how skylift is used, and there is no replication to a data lake"),
