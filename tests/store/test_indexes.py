@@ -143,6 +143,28 @@ def test_every_comparison_goes_by_an_index(store, name, order):
                 assert not whole_table(steps), (condition, order, after, steps)
 
 
+@pytest.mark.parametrize("direction", ["asc", "desc"])
+@pytest.mark.parametrize(("where", "order", "kept"), [
+    ("status ne 'Successful'", "status", lambda row: row.status != "Successful"),
+    ("status ne 'In Progress' and recordsCopied ne 4", "status", lambda row: row.status != "InProgress" and row.records_copied != 4),
+    ("recordsCopied ne 0", "recordsCopied", lambda row: row.records_copied != 0),
+    ("1 eq 2 and recordsCopied ne 0", "recordsCopied", lambda row: False),
+    (f"tableName ne '{TABLE}'", "tableName", lambda row: row.table_name != TABLE),
+    (f"tableName ne '{TABLE}' and tableName ne 'Table 0'", "tableName", lambda row: row.table_name not in (TABLE, "Table 0")),
+    ("errors ne 'disk full'", "errors", lambda row: row.errors != "disk full"),
+])
+def test_pages_in_the_order_of_what_a_filter_leaves_out_hold_every_other_row_once(store, where, order, kept, direction):
+    asked = options(where, f"{order} {direction}")
+    orders = _order(RUN_TABLES, asked, None)
+    with store.read() as connection:
+        expected = [row.id for row in select.select(connection, RUN_TABLES.row, Query(None, orders)) if kept(row)]
+        found, behind = [], None
+        while page := select.select(connection, RUN_TABLES.row, Query(asked.where, orders, 0, 1_700, behind)):
+            found += [row.id for row in page]
+            behind = tuple(_sort_value(RUN_TABLES, by, page[-1]) for by in orders)
+    assert found == expected
+
+
 @pytest.mark.parametrize(("where", "order", "index"), [
     ("status eq 'In Progress'", "", "ix_run_tables_rank_id"),                       # few: found, then sorted
     ("recordsCopied ge 0 and status eq 'In Progress'", "tableName", "ix_run_tables_rank_id"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -21,7 +21,7 @@ from skylift.errors import SetupError
 from skylift.model import TABLE_ROWS, Run, RunTable
 from skylift.query import Attribute, Call, Expression, Literal, Order, Query
 from skylift.runs import TableStatus
-from skylift.store.steering import FREE, steer
+from skylift.store.steering import FREE, beside, steer
 from skylift.store.tables import TABLES, Enumerated, UtcDateTime, rank, run_tables
 
 Row = TypeVar("Row")
@@ -54,6 +54,9 @@ def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Seque
     source = _source(kind, rows)
     if source is None:
         return []
+    if kind is RunTable and query.top and (halves := beside(query)):
+        first = select(connection, kind, halves[0])
+        return first + (select(connection, kind, replace(halves[1], top=query.top - len(first))) if len(first) < query.top else [])
     way = FREE
     if kind is RunTable and connection.dialect.name == "sqlite":
         way = steer(query, lambda where, most: _count_to(connection, kind, where, most))

@@ -8,7 +8,7 @@ look through a million for three. So what each part finds is counted first, in i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skylift.query import Attribute, Call, Expression, Literal, Query
 
@@ -42,6 +42,33 @@ def steer(query: Query, count: Callable[[Expression, int], int]) -> Way:
         if (names != first or part.name in ("ne", "or")) and count(part, FEW) < FEW:
             return Way(INDEXED - names, frozenset(first))
     return Way(INDEXED - first)
+
+
+def beside(query: Query) -> list[Query]:
+    """Where a page is ordered by what a part of the filter leaves one value of out, two queries: of what comes before, and behind.
+
+    Read as one, a database steps over all rows that have the value: half a million took PostgreSQL 0.9 s.
+    """
+    if query.top is None or query.skip or not query.order:
+        return []
+    by, backwards = query.order[0].by, query.order[0].descending
+    attribute, pairs = (by.args[0], by.args[1]) if isinstance(by, Call) and by.name == "case" else (by, None)
+    for part in _parts(query.where):
+        match part:
+            case Call("ne", (Attribute() as left, Literal(value))) if left == attribute and value != "":
+                place = Literal(dict(pairs.value)[value] if isinstance(pairs, Literal) else value)
+                return [replace(query, where=_replaced(query.where, part, Call(side, (by, place))))
+                        for side in (("gt", "lt") if backwards else ("lt", "gt"))]
+    return []
+
+
+def _replaced(where: Expression | None, part: Call, by: Call) -> Expression | None:
+    """`where` with `by` in the place of one of its parts."""
+    if where is part:
+        return by
+    if isinstance(where, Call) and where.name == "and":
+        return Call("and", tuple(_replaced(arg, part, by) or arg for arg in where.args))
+    return where
 
 
 def _parts(where: Expression | None) -> Iterator[Call]:
