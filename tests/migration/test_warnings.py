@@ -147,3 +147,11 @@ def test_the_api_shows_and_changes_both(ready):
     assert events[0]["actorId"] != "00000000-0000-0000-0000-000000000000"
     assert client.as_role("reader", "r").ask("PATCH", f"warnings({warning['id']})", {"ignored": False}, If_Match="*").status_code == 403
     assert ready.state is MigrationState.UPGRADE_PENDING
+
+
+def test_without_its_default_mapping_the_table_of_record_links_is_copied_like_any_other(ready):
+    [mapping] = [mapping for mapping in ready.mappings if mapping.source_table_name == "Record Link"]
+    ready.migration.delete_mapping(mapping.id, ANY)
+    run = ready.run()
+    assert ("", "Record Link") in ready.tables(run) and run.tables_failed == 0 and warnings(ready) == {}
+    assert ready.in_target('select count(*) from "Record Link"') == ready.in_source('select count(*) from "Record Link"')[0]
