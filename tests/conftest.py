@@ -1,7 +1,7 @@
 """Databases for the tests that want one."""
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,6 +25,19 @@ def postgres_url() -> str:
 @pytest.fixture
 def postgres_database(postgres_url: str) -> Iterator[str]:
     """URL of a new, empty database."""
+    with _database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres_url: str) -> Iterator[str]:
+    """URL of a database for the tests of a module."""
+    with _database(postgres_url) as url:
+        yield url
+
+
+@contextmanager
+def _database(postgres_url: str) -> Iterator[str]:
     name = f"test_{uuid4().hex[:12]}"
     server = sa.create_engine(sa.engine.make_url(postgres_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:

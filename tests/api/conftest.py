@@ -14,12 +14,25 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from skylift.api.apis import APIS
 from skylift.app import create_app
 from skylift.migration import Migration
 from skylift.runs import CompanyInit, CompanySetupStatus, ReplicationType, RunStatus, TableMappingType, TableStatus
 from skylift.settings import Settings
 from skylift.store import open_store
-from skylift.store.tables import companies, run_tables, runs, source_companies, table_mappings
+from skylift.store.tables import (
+    TABLES,
+    Enumerated,
+    Short,
+    UtcDateTime,
+    companies,
+    migration,
+    run_tables,
+    runs,
+    source_companies,
+    subscriptions,
+    table_mappings,
+)
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DETAILS = ((TableStatus.SUCCESSFUL,) * 3 + (TableStatus.FAILED, TableStatus.WARNING), (TableStatus.NOT_STARTED, TableStatus.IN_PROGRESS))
@@ -159,6 +172,19 @@ def fill(connection):
     connection.execute(table_mappings.insert().values(
         id=number(70), target_table_type=TableMappingType.TABLE_EXTENSION, app_id=number(7), extension_name="Mine", table_id=-5,
         table_name="T", source_table_name="S", per_company=False))
+
+
+def furnish(connection):
+    """What `fill` writes, and a row in every other table that an API shows."""
+    fill(connection)
+    values = {sa.Uuid: number(99), sa.Boolean: False, sa.Integer: 1, sa.BigInteger: 1, sa.Double: 1.0, UtcDateTime: START, sa.Text: "x",
+              Short: "x"}
+    for table in {TABLES[s.row] for api in APIS for s in api.sets if s.row in TABLES}:
+        if isinstance(table, sa.Table) and connection.execute(sa.select(table).limit(1)).first() is None:
+            connection.execute(table.insert().values({
+                c.name: next(iter(c.type.values)) if isinstance(c.type, Enumerated) else values[type(c.type)] for c in table.columns}))
+    connection.execute(subscriptions.update().values(expires_at=START.replace(year=9999)))
+    connection.execute(migration.update().values(id=number(99)))
 
 
 def table_count(client, table):

@@ -18,10 +18,8 @@ from skylift.errors import SetupError
 from skylift.migration.issuer import Issuer as Verifier
 from skylift.model import Caller, Event
 from skylift.query import Query
-from skylift.runs import AssessmentStatus, Severity, ValidationStatus
 from skylift.settings import Settings
-from skylift.store.tables import assessments, deliveries, findings, registry, subscriptions, upgrade_steps, validation_results, validations
-from tests.api.conftest import START, Client, fill, number, open_client
+from tests.api.conftest import Client, furnish, number, open_client
 from tests.api.issuer import DISCOVERY, KEYS, Issuer, Key, sign_with_secret
 
 RUNS = "cloudMigrationStatus"
@@ -307,18 +305,7 @@ def furnished(tmp_path_factory):
     """An environment with a row in every set, and one key of each."""
     client = open_client(tmp_path_factory.mktemp("furnished"))
     with client.http.service.store.write() as connection:
-        fill(connection)
-        connection.execute(subscriptions.insert().values(
-            id="x", created_at=START, modified_at=START, expires_at=START.replace(year=9999), user_id=number(0), created_by=number(0),
-            modified_by=number(0)))
-        connection.execute(registry.insert().values(company_name="CRONUS", table_name="T"))
-        connection.execute(upgrade_steps.insert().values(id=number(80), company_name="", pack="p", step="s", checksum=""))
-        connection.execute(deliveries.insert().values(at=START, url="", subscriptions="", outcome="delivered", error=""))
-        connection.execute(findings.insert().values(id=number(81), code="x", severity=Severity.WARNING, found_at=START))
-        connection.execute(assessments.insert().values(id=number(82), status=AssessmentStatus.COMPLETED))
-        connection.execute(validations.insert().values(id=number(83), requested_at=START, requested_by="", status=ValidationStatus.FAILED))
-        connection.execute(validation_results.insert().values(id=number(84), suite="rows", test="count", expected="1", actual="2",
-                                                              found_at=START))
+        furnish(connection)
     client.http.service.create_setup({"product_id": "Custom"})
     keys = {api: {s.name: read_rows(client.http.service, s, Query(top=1))[0] for s in api.sets} for api in APIS}
     yield client, {api: {s.name: getattr(keys[api][s.name], s.key.attribute) for s in api.sets} for api in APIS}

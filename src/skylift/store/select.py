@@ -148,7 +148,7 @@ class _Compiler:
             return sa.select(total).where(run_tables.c.run_id == self.columns.run_id).scalar_subquery()
         column = self.columns[name]
         if self.kind not in TABLES:
-            return column.collate("C") if self.dialect == "postgresql" else column
+            return column.collate("C") if self.dialect == "postgresql" and isinstance(column.type, sa.Text) else column
         stored = TABLES[self.kind].c[name]
         if name in self.unindexed:                      # https://www.sqlite.org/optoverview.html#disqualifying_where_clause_terms
             return UnaryExpression(column, operator=operators.custom_op("+"), type_=column.type)
