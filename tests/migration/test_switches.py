@@ -39,6 +39,9 @@ def test_a_table_that_is_left_out_is_not_copied_not_compared_and_holds_nothing_u
     ready.work()
     assert ready.state is MigrationState.UPGRADED
     ready.migration.complete_cloud_migration()
+    told = f"2 tables were left out: {CRONUS} {CUSTOMER}, {CONTOSO} {CUSTOMER}."
+    assert ready.runs[0].details == f"The cloud migration has been completed. {told}"
+    assert [event.why for event in ready.events if event.event == "disable"] == [ready.runs[0].details]
 
 
 def test_a_table_that_is_included_again_gets_what_it_missed(ready):

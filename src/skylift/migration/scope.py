@@ -20,6 +20,7 @@ Key = tuple[str, str]             # company, table name
 
 EVERYTHING = Scope()
 NAMED = 3                         # companies or tables that a sentence names
+NAMED_LEFT_OUT = 50               # tables that the end of a migration names as left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,16 @@ def refuse_failed_tables(connection: sa.Connection) -> None:
                          hint="run the replication, or leave them out (skylift tables --exclude NAME)")
 
 
+def left_out(connection: sa.Connection) -> str:
+    """A sentence about the tables of marked companies and of all that were left out; '' if none was."""
+    marked = sa.select(source_companies.c.name).where(source_companies.c.replicate)
+    rows = connection.execute(sa.select(registry.c.company_name, registry.c.table_name).where(
+        ~registry.c.replicate, sa.or_(registry.c.company_name == "", registry.c.company_name.in_(marked))).order_by(
+        registry.c.company_name, registry.c.table_name))
+    keys = [(row.company_name, row.table_name) for row in rows]
+    return f"{_count(keys, 'was', 'were')} left out: {_some(_names(keys), NAMED_LEFT_OUT)}." if keys else ""
+
+
 def _count(keys: Sequence[Key], one: str, many: str) -> str:
     return f"1 table {one}" if len(keys) == 1 else f"{len(keys)} tables {many}"
 
@@ -138,9 +149,9 @@ def _company(verb: Verb, name: str) -> str:
     return hit.name
 
 
-def _some(names: Iterable[str]) -> str:
+def _some(names: Iterable[str], most: int = NAMED) -> str:
     names = list(names)
-    return ", ".join([*names[:NAMED], *([f"and {len(names) - NAMED} more"] if len(names) > NAMED else [])])
+    return ", ".join([*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])])
 
 
 def forget_copies(verb: Verb, part: Part) -> None:
