@@ -15,7 +15,7 @@ from skylift.migration import Migration
 from skylift.migration.coordinator import Worker
 from skylift.model import Validation, ValidationResult
 from skylift.query import Attribute, Order, Query
-from skylift.runs import MigrationState, ValidationStatus
+from skylift.runs import MigrationState, ReplicationType, ValidationStatus
 from skylift.settings import Settings
 from skylift.store.tables import validation_progress
 from skylift.validation import suites
@@ -344,7 +344,7 @@ def test_where_the_setting_says_so_automatic_suites_follow_every_run_and_upgrade
     asked = lambda: lab.migration.select(Validation, Query(order=(Order(Attribute("requested_at")),)))  # noqa: E731
     lab.run()
     assert [(v.status, v.suites) for v in asked()] == [(ValidationStatus.COMPLETED, "rows\nkeys\ncolumns\ncensus\ncompanions")]
-    lab.run(kind="Diagnostic")
+    lab.run(kind=ReplicationType.DIAGNOSTIC)
     assert len(asked()) == 1
     lab.run()
     lab.migration.run_data_upgrade()

@@ -59,11 +59,15 @@ def setup(
     session: Session,
     product: Annotated[str, typer.Option(help="DynamicsBC, DynamicsBCLast, DynamicsGP, DynamicsSL or Custom.")],
     source: Annotated[str, typer.Option(metavar="URL", help="The source database; may be left out when it is known already.")] = "",
+    lock: Annotated[bool | None, typer.Option("--lock/--no-lock", help="From the next run until the migration ends, only skylift's user "
+                                              "writes to the replicated tables (PostgreSQL).")] = None,
 ) -> None:
     """Connect a source: read its companies, tables and apps; --target is kept with it. Calling again changes the set-up."""
-    values = {"product_id": product, "sql_server_type": SqlServerType.AZURE_SQL}       # reachable from here, without an agent
+    values: dict[str, Any] = {"product_id": product, "sql_server_type": SqlServerType.AZURE_SQL}     # without an agent
     if source:
         values["sql_connection_string"] = absolute_url(source)
+    if lock is not None:
+        values["lock_target"] = lock
     migration = session.migration
     known = migration.select(Setup, Query())
     done = migration.change_setup(known[0].id, values, lambda row: None) if known else migration.create_setup(values)

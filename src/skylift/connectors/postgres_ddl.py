@@ -21,7 +21,7 @@ select n.nspname, c.relname, array(
     union select 'the rule ' || rulename from pg_rewrite where ev_class = c.oid and c.relkind = 'r'
     union select 'the foreign key ' || conname || ' of ' || conrelid::regclass from pg_constraint
         where contype = 'f' and c.oid in (conrelid, confrelid)
-    union select 'the trigger ' || tgname from pg_trigger where tgrelid = c.oid and not tgisinternal
+    union select 'the trigger ' || tgname from pg_trigger where tgrelid = c.oid and not tgisinternal and tgname <> '_skylift_lock'
     union select 'the policy ' || polname from pg_policy where polrelid = c.oid
     union select 'the publication ' || pubname from pg_publication_rel p join pg_publication b on b.oid = p.prpubid where p.prrelid = c.oid
     union select 'inheritance, with ' || (case c.oid when inhrelid then inhparent else inhrelid end)::regclass from pg_inherits

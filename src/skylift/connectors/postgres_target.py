@@ -37,6 +37,7 @@ from skylift.connectors.postgres import (
 from skylift.connectors.postgres_binary import Decoder
 from skylift.connectors.postgres_ddl import column_list, create_sql, declares, give_way, key_sql, missing_schemas, table_sql
 from skylift.connectors.postgres_load import copy_in, fit, held, on_the_wire
+from skylift.connectors.postgres_lock import is_locked, trigger_sql
 from skylift.connectors.postgres_receive import copy_out
 from skylift.connectors.sql import fit as cut
 from skylift.connectors.sql import quote
@@ -111,6 +112,7 @@ class PostgresTarget:
         self.url = url
         self._connections = pool(url, TargetFailed)
         self.making_schemas = threading.Lock()
+        self.locked = False                        # postgres_lock.py
 
     def prepare(self) -> None:
         """The ledger is made if it is not there."""
@@ -126,6 +128,7 @@ class PostgresTarget:
                 connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
                 if not all(ledger_tables(connection).values()):
                     connection.execute(_LEDGER)
+            self.locked = is_locked(connection)
 
     def declares(self, table: Table) -> dict[str, str]:
         return declares(table)
@@ -230,7 +233,8 @@ class PostgresTransaction:
                                  [build.schema, build.table]).fetchall()
         restoring = give_way(self._connection, [name])
         self._add_keys([key_sql(build, key)] if key else [])       # before the old table is locked
-        self._run(f"drop table if exists {table_sql(name)}", f"alter table {table_sql(build)} rename to {quote(name.table)}", *restoring)
+        self._run(f"drop table if exists {table_sql(name)}", f"alter table {table_sql(build)} rename to {quote(name.table)}", *restoring,
+                  *(trigger_sql([name]) if self._target.locked else ()))
         better = cut(f"{name.table}_pkey", MAX_NAME_BYTES)
         for (constraint,) in self._execute("select conname from pg_constraint where conrelid = %s::regclass and contype = 'p'"
                                            " and to_regclass(%s) is null",
@@ -288,7 +292,7 @@ class PostgresTransaction:
     def commit(self) -> None:
         self._flush()
         self._add_keys([key_sql(name, [column_name(k) for k in table.key]) for name, table in self._made.items() if table.key])
-        self._run(*self._restoring)
+        self._run(*self._restoring, *(trigger_sql(self._made) if self._target.locked else ()))
         try:
             self._run("commit")
         except psycopg.Error as error:

@@ -13,10 +13,11 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from skylift.connectors import open_source
+from skylift.connectors.locking import unlock
 from skylift.errors import Conflict, NotFound, SetupError, SkyliftError, StateError, Transient, redact
 from skylift.migration.changes import note, update_companies
 from skylift.migration.cutover import refuse_unproven
-from skylift.migration.scope import refuse_failed_tables
+from skylift.migration.scope import left_out, refuse_failed_tables
 from skylift.migration.service import Service, Verb, newest_run
 from skylift.migration.validation import refuse_invalid
 from skylift.model import UNTOLD, Reading, Setup
@@ -52,7 +53,8 @@ class EndingVerbs(Service):
         """End the migration for good, once everything has arrived.
 
         Raises StateError while a table is failed or yet to be copied, the data upgrade is not done, the source has changed since, or
-        the target does not hold what was copied. `force` skips all that and needs a `reason`, which is recorded with what was open.
+        the target does not hold what was copied. Tables that were left out hold nothing up; they are named. `force` skips all that and
+        needs a `reason`, which is recorded with what was open.
         `reading` is told how far the look at source and target is.
         If the source cannot be cleaned up, tried twice, the error is raised and the migration stays as it is, unless forced.
         """
@@ -75,11 +77,12 @@ class EndingVerbs(Service):
                 still_open = self._gate(verb, force)
                 if not force and newest_run(verb.connection) != newest:
                     raise Conflict("a run was made while source and target were compared", hint="complete once more", code="Changed")
-                problem = self._untracked(verb.row)
+                tracked, locked = self._untracked(verb.row), self._unlocked(verb)
+                problem = tracked or locked
                 if problem is None or (last and force):
                     details = f"The cloud migration has been completed, forced by {self.actor}:" if force else _DONE
-                    told = (_with_reason(details, reason), still_open, _left(problem))
-                    self._disable(verb, " ".join(filter(None, told)), COMPLETED, still_tracked=problem is not None)
+                    told = (_with_reason(details, reason), still_open, left_out(verb.connection), _left(tracked, locked))
+                    self._disable(verb, " ".join(filter(None, told)), COMPLETED, still_tracked=tracked is not None)
                     return
             if not last:
                 time.sleep(RETRY_S)
@@ -130,7 +133,9 @@ class EndingVerbs(Service):
                 return
             verb.permit(name)
             problem = None if reason == PAUSED else self._untracked(verb.row)
-            self._disable(verb, f"{details} {_left(problem)}".strip(), reason, still_tracked=reason == PAUSED or problem is not None)
+            locked = None if reason == PAUSED else self._unlocked(verb)
+            left = f"{details} {_left(problem, locked)}".strip()
+            self._disable(verb, left, reason, still_tracked=reason == PAUSED or problem is not None)
 
     def _end_again(self, verb: Verb, details: str, reason: str) -> None:
         """Do what is left to do: remove what is still in the source, or give up for good what was only paused or disabled."""
@@ -142,6 +147,8 @@ class EndingVerbs(Service):
         if now == COMPLETED and reason == ABANDONED:
             raise StateError("the migration is completed", hint="there is nothing left to abandon", code=COMPLETED)
         if tracked and (problem := self._untracked(verb.row)):
+            raise problem
+        if problem := self._unlocked(verb):
             raise problem
         if now == PAUSED or (reason == ABANDONED and now != ABANDONED):
             self._disable(verb, details, reason, still_tracked=False)
@@ -173,6 +180,17 @@ class EndingVerbs(Service):
             return error
         return None
 
+    def _unlocked(self, verb: Verb) -> SkyliftError | None:
+        """Let everybody write to the target again; what stood in the way of it."""
+        if verb.row["locked"]:
+            try:
+                unlock(self.box.open(verb.row["target_url"]))
+            except SkyliftError as error:
+                return error
+            verb.set(locked=False)
+            verb.log("target", "unlock", "Locked", "Unlocked")
+        return None
+
     def _bound(self, connection: sa.Connection, id: UUID | None) -> None:
         """Any row of the status list will do as binding target, but it has to exist (odata.md A2)."""
         if id is not None and connection.execute(sa.select(runs.c.id).where(runs.c.id == id)).first() is None:
@@ -192,6 +210,8 @@ def _with_reason(sentence: str, reason: str) -> str:
     return f"{sentence} {redact(reason).strip()}".strip()
 
 
-def _left(problem: SkyliftError | None) -> str:
-    return "" if problem is None else (f"What skylift installed in the source could not be removed: {redact(problem.message)}."
-                                       " Disable once more when the source is back.")
+def _left(tracked: SkyliftError | None, locked: SkyliftError | None) -> str:
+    told = [(tracked, "What skylift installed in the source could not be removed", "source"),
+            (locked, "The target is still locked", "target")]
+    return " ".join(f"{what}: {redact(problem.message)}. Disable once more when the {side} is back."
+                    for problem, what, side in told if problem)

@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from skylift.connectors import Target, opened
+from skylift.connectors.locking import lock
 from skylift.engine.check import check_tables
 from skylift.engine.copy import is_there
 from skylift.engine.plan import Plan, of_companies, plan
@@ -100,6 +101,8 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
     with service.store.read() as connection:
         row = get_migration(connection)
     product = find_product(row["product_id"])
+    if row["lock_target"] and run.replication_type is not ReplicationType.DIAGNOSTIC:
+        _lock_target(service, row, check)
     sides = opened(service.box.open(row["source_url"]), service.box.open(row["target_url"]), Losses(service.settings.accept))
     with sides as (source, open_target):
         with service.store.read() as connection:
@@ -124,6 +127,16 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
         if not stop() and not run.scope and run.replication_type is not ReplicationType.DIAGNOSTIC:
             target.discard_copies(keep="")              # of tables that take part no more: nothing goes on with them
         return {} if stop() or run.replication_type is ReplicationType.DIAGNOSTIC else count_watched(product, tasks, target)
+
+
+def _lock_target(service: Service, row: Mapping[str, Any], check: Callable[[sa.Connection], None]) -> None:
+    """It is noted first: what may be locked is unlocked when the migration ends."""
+    with service.verb() as verb:
+        check(verb.connection)
+        if not verb.row["locked"]:
+            verb.set(locked=True)
+            verb.log("target", "lock", "Unlocked", "Locked")
+    lock(service.box.open(row["target_url"]))
 
 
 def _refuse_strangers(service: Service, whole: Plan, target: Target) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 from skylift.connectors import Source, check_apart, open_source, open_target, parse_url
+from skylift.connectors.locking import refuse_unlockable, unlock
 from skylift.engine.plan import Plan, plan
 from skylift.errors import CopyError, SetupError, StateError, Transient, redact
 from skylift.migration.blocking import refuse_blocked
@@ -97,6 +98,9 @@ class SetupVerbs(Service):
                              code="52072")
         target_url = self._target_url(row)
         check_apart(url, target_url)
+        locks = values.get("lock_target", row["lock_target"])
+        if locks:
+            refuse_unlockable(target_url)
         with self.store.read() as connection:
             mappings = all_mappings(connection)
 
@@ -115,10 +119,13 @@ class SetupVerbs(Service):
             self._check_product(verb, product)
             if verb.row["target_url"] and self.box.open(verb.row["target_url"]) != target_url:
                 _leave_target(verb)
+                self._lift_lock(verb)
+            elif not locks:
+                self._lift_lock(verb)
             self._store(verb, found, whole)
             try:
                 verb.move("enable", **common, source_version=found.version, target_url=self.box.seal(target_url), disabled_reason="",
-                          still_tracked=False,
+                          still_tracked=False, lock_target=locks,
                           runtime_name=runtime_name or verb.row["runtime_name"])
             except StateError:
                 raise verb.refusal() from None
@@ -128,6 +135,11 @@ class SetupVerbs(Service):
                          + "".join(f" Note: {note}." for note in found.notes),
                          product.display_name, event="set_up")
             return replace(answer, state=verb.state)
+
+    def _lift_lock(self, verb: Verb) -> None:
+        if verb.row["locked"]:
+            unlock(self.box.open(verb.row["target_url"]))
+            verb.set(locked=False)
 
     def _register_agent(self, answer: Setup, common: dict[str, Any], if_match: IfMatch) -> Setup:
         with self.verb() as verb:

@@ -160,6 +160,8 @@ migration = _table(                                    # one row: the environmen
     _text("disabled_reason"),                          # '', Completed, Paused or Abandoned
     _flag("still_tracked"),                            # disabled, and the source still holds what skylift installed there
     sa.Column("copy_id", sa.Uuid, default=uuid4),      # full copies that have begun under it go on with the next run
+    _flag("lock_target"),                              # nobody else is to write there until the migration ends
+    _flag("locked"),                                   # so it is, or it may be
     _text("packs"),                                    # of the data upgrade that was asked for last, a line each
     sa.Column("media_rows", sa.BigInteger, info={"null": True}),    # that the target held of media after the last run
     _modified(),
