@@ -181,6 +181,30 @@ def test_what_hangs_on_a_table_of_the_target_is_found(tmp_path, migration):
     assert {key for key in rows if key[0] == "50005"} == {("50005", "t", "v"), ("50005", "t", "at"), ("50005", "t", "b")}
 
 
+def test_names_that_a_target_cuts_keeps_for_itself_or_cannot_tell_apart_are_found(tmp_path, migration):
+    postgres, source = labs.TARGETS["postgres"](tmp_path), labs.DuckDBSourceLab(tmp_path)
+    source.execute('create schema "pg_sales"', "create table pg_sales.t (id bigint primary key)",
+                   f"create table {'x' * 70} (id bigint primary key)")
+    rows = findings_of(migration, source.url, postgres.url)
+    assert rows["NameReserved", "", ""].severity is B and rows["NameReserved", "", ""].company_name == "pg_sales"
+    assert rows["NameCut", "x" * 70, ""].severity is I and "xx~" in rows["NameCut", "x" * 70, ""].message
+
+    lab = labs.SOURCES["postgres"](tmp_path)
+    lab.execute('create table "Item" (id int primary key)', "create table item (id int primary key)")
+    [row] = findings_of(migration, lab.url, f"duckdb:///{tmp_path}/t.duckdb").values()
+    assert (row.code, row.severity) == ("NameCollision", B) and "'Item' and 'item'" in row.message
+    with closing(look_at_source(lab.url)) as reader, closing(look_at_target(postgres.url)) as seen:
+        tasks, _ = measured([CopyTask("", "item", table, TargetName("", "item")) for table in reader.source.tables()], reader)
+        assert [item.remark.code for item in look(tasks, reader, seen) if item.table_name] == ["NameCollision"]
+
+
+def test_a_target_that_takes_no_writes_is_found(tmp_path, migration):
+    source, target = labs.SqliteLab(tmp_path), labs.TARGETS["postgres"](tmp_path)
+    source.execute(source.ddl("t", COLUMNS, ("id",)))
+    target.execute(f"alter database {make_url(target.url).database} set default_transaction_read_only = on")
+    assert severities(findings_of(migration, source.url, target.url)) == {("ReadOnly", "", ""): B}
+
+
 def preserved(source, target):
     """Findings of catalogues, and of a scan, about the table t of the source, whose rows are to be added to what stands in public."""
     with closing(look_at_source(source.url)) as reader, closing(look_at_target(target.url)) as seen:

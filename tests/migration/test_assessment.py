@@ -21,14 +21,14 @@ from skylift.engine.assess import Found
 from skylift.errors import NotFound, SetupError, StateError
 from skylift.migration import Migration, assessment
 from skylift.migration.assessment import record
-from skylift.model import Assessment, Finding
+from skylift.model import App, Assessment, Finding
 from skylift.query import Query
 from skylift.runs import AssessmentStatus, MigrationState, ReplicationType, RunStatus, Severity
 from skylift.sample import BASE
 from skylift.settings import Settings
 from skylift.store import open_store
 from skylift.store.tables import source_companies
-from tests.connectors.labs import DuckDBLab, DuckDBSourceLab, SqliteLab
+from tests.connectors.labs import DuckDBLab, DuckDBSourceLab, SqliteLab, migrate
 from tests.connectors.test_conformance import insert
 from tests.migration.assessing import bytes_of, findings_of, outcome_of
 from tests.migration.lab import ANY
@@ -175,6 +175,65 @@ def test_what_is_wrong_with_the_source_itself_is_a_finding(files, sample_file):
     files.source.execute("update Company set timestamp = 'x'")       # even its catalogue cannot be read
     [row] = found(files, "DynamicsBCLast").values()
     assert (row.code, row.severity) == ("50011", B) and "Company.timestamp" in row.message
+
+
+@pytest.mark.parametrize(("statement", "product", "code"), [
+    ("delete from Company", "DynamicsBCLast", "50003"), ("drop table Company", "DynamicsBCLast", "NotBusinessCentral"),
+    ("update Company set Name = Name || hex(zeroblob(20))", "DynamicsBCLast", "CompanyName"),
+    ("insert into Company select 9, replace(Name, '.', '_'), 0, 'x', 'x', '' from Company where Name like '%.'", "DynamicsBCLast",
+     "NameCollision"),
+])
+def test_a_catalogue_of_business_central_that_cannot_be_migrated_is_a_finding(files, sample_file, statement, product, code):
+    shutil.copy(sample_file, files.source.path)
+    files.source.execute(statement)
+    [row] = found(files, product).values()
+    assert (row.code, row.severity, bool(row.fix)) == (code, B, True)
+
+
+def test_an_empty_source_is_a_finding(files):
+    files.source.execute("create view v as select 1 as a")
+    assert [row.code for row in found(files).values()] == ["NoTables"]
+
+
+def test_files_that_may_not_be_written_are_found(files, monkeypatch):
+    files.source.execute("create table t (id INTEGER PRIMARY KEY)")
+    make(files.target.path, "create table other (id integer)")
+    monkeypatch.setattr("os.access", lambda path, mode: "data" not in str(path))       # root may write everywhere
+
+    row = found(files)["Permission", "", ""]
+    assert row.severity is B and str(files.source.path) in row.message and str(files.target.path) in row.message
+    assert "?mode=ro" in row.fix
+    row = findings_of(files.migration, files.source.url + "?mode=ro", f"delta:///{files.folder}/lake")["Permission", "", ""]
+    assert str(files.source.path) not in row.message and "may not write" in row.message
+
+
+def test_a_mapping_without_its_source_table_and_a_preserved_table_without_a_key_are_found(lab):
+    lab.prepare()
+    app = next(app.id for app in lab.migration.select(App, Query()) if app.publisher == "Contoso")
+    lab.migration.create_mapping({"app_id": app, "table_name": "New Table", "source_table_name": "No Such Table"})
+    lab.in_source('create table "Shared Buffer" (v TEXT)')
+    lab.run(kind=ReplicationType.DIAGNOSTIC)            # which finds the new table
+    lab.migration.change_table(lab.switch("Shared Buffer").id, {"preserve": True}, ANY)
+
+    rows = findings_of(lab.migration, lab.values["sql_connection_string"], lab.migration.settings.target, "DynamicsBCLast")
+
+    assert rows["NoKeyPreserved", "Shared Buffer", ""].severity is B
+    assert "No Such Table" in next(row.message for key, row in rows.items() if key[0] == "50004")
+
+
+def test_a_scan_finds_the_very_tables_that_a_copy_would_fail_at(files):
+    files.source.execute(
+        "create table good (id INTEGER PRIMARY KEY, v TEXT)", "insert into good values (1, 'a')",
+        "create table deep (id INTEGER PRIMARY KEY, d DECIMALTEXT(10,2))", "insert into deep values (1, '1.005')",
+        "create table late (id INTEGER PRIMARY KEY, at DATETIMETEXT)", "insert into late values (1, '12026-01-01'), (2, '2026-02-30')",
+        "create table odd (id INTEGER PRIMARY KEY, n INTEGER)", "insert into odd values (1, 1.5)",
+        "create table raw (id INTEGER PRIMARY KEY, v TEXT)", "insert into raw values (1, cast(x'c328' as text))",
+        "create table fine (id INTEGER PRIMARY KEY, at DATETIMETEXT)", "insert into fine values (1, '1753-01-01 00:00:00.000')")
+
+    told = {row.table_name for row in found(files, with_scan=True).values() if row.severity is B}
+    copied = migrate(files.source.url, files.target.url, "c1")
+
+    assert told == {name for name, progress in copied.items() if progress.error} == {"deep", "late", "odd", "raw"}
 
 
 def test_a_source_that_cannot_be_reached_is_no_finding(files):
@@ -505,8 +564,6 @@ def test_the_estimate_is_of_the_order_of_a_real_copy(files):
 
 
 def _copy(files, attempt: int) -> None:
-    from tests.connectors.labs import migrate
-
     assert not [p.error for p in migrate(files.source.url, f"{files.target.url}{attempt}", f"c{attempt}").values() if p.error]
     Path(f"{files.target.path}{attempt}").unlink()
 

@@ -28,7 +28,8 @@ def refuse_blocked(service: Service, verb: Verb, meant: Callable[[tuple[str, str
         more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
         raise StateError(f"the assessment has found what stands in the way: {'; '.join(map(told, found[:NAMED]))}{more}",
                          hint="mend it and assess again (skylift assess), leave the table out (skylift tables --exclude NAME), or accept "
-                         f"it: skylift assess --accept '{name_of(found[0])}' --reason TEXT", code="AssessmentBlocked")
+                         f"it: skylift assess --accept '{name_of(found[0])}' --reason TEXT; API v2.0: accept of findings",
+                         code="AssessmentBlocked")
 
 
 def blocking(service: Service, connection: sa.Connection) -> list[Finding]:
