@@ -44,6 +44,8 @@ GRID = {
     "force_completion": "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
     "change_table":     "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
     "unblock_table":    "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
+    "assess":           "no  ag  ok  ok  ok  ok  rn  ok  ug  ok  ok  ok",
+    "accept":           "ok  ok  ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
     "complete":         "no  ag  nu  nu  nu  nu  rn  up  ug  uf  ok  nu",
     "create_mapping":   "no  ag  ok  ok  ok  ok  ok  ok  ug  ok  ok  ok",
     "change_mapping":   "no  ag  ok  ok  ok  ok  ok  ok  ug  ok  ok  ok",
@@ -62,6 +64,8 @@ def made(tmp_path_factory, sample_file):
     lab = Lab(Migration(store, settings, "tester"), folder / "bc.db")
     lab.prepare()
     lab.run()
+    lab.migration.ask_assessment()
+    lab.work()
     yield lab, lab.dump()
     store.close()
 
@@ -108,6 +112,8 @@ def actions(lab):
         "force_completion": lambda: m.complete_cloud_migration(force=True, reason="the rest is archived"),
         "change_table": lambda: m.change_table(blocked.id, {"replicate": True}, ANY),
         "unblock_table": lambda: m.unblock_table(blocked.id),
+        "assess": lambda: m.ask_assessment(scan=True),
+        "accept": lambda: m.accept_findings("NoKey", "it has always been so"),
         "create_mapping": lambda: m.create_mapping({**renamed, "app_id": rental(lab)}),
         "change_mapping": lambda: m.change_mapping(mapping.id, {"source_table_name": "[Record Link]"}, ANY),
         "delete_mapping": lambda: m.delete_mapping(mapping.id, ANY),
@@ -185,7 +191,7 @@ def test_a_row_that_is_not_there_is_told_for_every_action_that_names_one(furnish
                  lambda: m.delete_all_for_extension(missing),
                  lambda: m.cancel_replication(missing), lambda: m.pause("", missing),
                  lambda: m.abandon("", missing), lambda: m.change_table(missing, {}, ANY), lambda: m.unblock_table(missing),
-                 lambda: m.get(Run, missing)):
+                 lambda: m.accept_finding(missing, "why not"), lambda: m.get(Run, missing)):
         with pytest.raises(SkyliftError, match="there is no") as raised:
             call()
         assert raised.value.code == "NotFound"
