@@ -138,7 +138,9 @@ def test_what_has_webhooks_can_be_subscribed_to_and_nothing_else(client, subscri
 
 @pytest.mark.parametrize(("resource", "kind"), [
     ("runs", "Run"), ("runTables", "RunTable"), ("tables", "TableSwitch"), ("sourceCompanies", "SourceCompany"), ("migrations", "Setup"),
-    ("upgradeSteps", "UpgradeStep"), ("findings", "Finding"), (f"runs({number(1)})", "Run"), (f"/{V2}/runs", "Run"), ("events", None),
+    ("upgradeSteps", "UpgradeStep"), ("findings", "Finding"),
+    ("validations", "Validation"), ("validationResults", "ValidationResult"), ("validationTests", None),
+    (f"runs({number(1)})", "Run"), (f"/{V2}/runs", "Run"), ("events", None),
     ("limits", None), ("deliveries", None), (f"/{API}/{RUNS}", None), ("/api/v1.0/tableMappings", None), (RUNS, None)])
 def test_what_v2_shows_under_a_guid_can_be_subscribed_to_there(client, subscribe, resource, kind):
     answer = subscribe(resource, Client(client.http, client.token, f"/{V2}"))

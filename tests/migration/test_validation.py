@@ -20,6 +20,7 @@ from skylift.settings import Settings
 from skylift.store.tables import validation_progress
 from skylift.validation import suites
 from tests.migration.lab import ANY, Lab
+from tests.migration.test_changes import owed, subscribe, tell
 from tests.migration.test_replication import CRONUS, CUSTOMER
 
 CONTOSO = "Contoso A_S _Nordic_"
@@ -499,6 +500,19 @@ def test_a_suite_may_be_json_and_values_are_compared_by_value_and_neutral_text(c
     validate(lab, "own")
     assert [(row.test, row.expected, row.actual) for row in results(lab)] == [
         ("blank", "a ", "a"), ("case", "a", "A"), ("empty", "1", "does not exist"), ("null", "null", "")]
+
+
+def test_who_has_subscribed_is_told_of_validations_and_of_results_that_come_and_go(copied):
+    validations, rows = subscribe(copied.store, Validation), subscribe(copied.store, ValidationResult)
+    copied.in_target(f"delete from {PLACE}")
+    asked = validate(copied, "rows")
+    assert owed(copied.store, validations) == [(asked.id, "created")]
+    [first] = results(copied)
+    assert owed(copied.store, rows) == [(first.id, "created")]
+    tell(copied.store, rows)
+    validate(copied, "rows")                       # which goes through it again
+    [second] = results(copied)
+    assert set(owed(copied.store, rows)) == {(first.id, "deleted"), (second.id, "created")}
 
 
 def test_another_target_has_nothing_of_what_was_found(copied, tmp_path):

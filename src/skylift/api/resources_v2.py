@@ -287,6 +287,7 @@ VALIDATIONS = EntitySet(
         Property("details",   STRING, "details",   about="what came of it, or why it failed"),
     ),
     order=("-requested_at",),
+    filterable=_MODIFIED,
 )
 
 VALIDATION_SUITES = EntitySet(
@@ -339,6 +340,7 @@ VALIDATION_RESULTS = EntitySet(
         Property("time",        TIME,   "found_at"),
     ),
     order=("company_name", "table_name", "suite", "test", "key"),
+    filterable=_MODIFIED,
 )
 
 EVENTS = EntitySet(

@@ -17,13 +17,27 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from skylift.model import NO_ID, Finding, MigrationWarning, Run, RunTable, Setup, SourceCompany, TableMapping, TableSwitch, UpgradeStep
+from skylift.model import (
+    NO_ID,
+    Finding,
+    MigrationWarning,
+    Run,
+    RunTable,
+    Setup,
+    SourceCompany,
+    TableMapping,
+    TableSwitch,
+    UpgradeStep,
+    Validation,
+    ValidationResult,
+)
 from skylift.store.tables import change_counter, changes, registry, source_companies, subscriptions
 
 MOST = 1000                       # changes that are told one by one; more are told as one of the whole set
 KEPT = 3 * MOST                   # rows of a kind before the older ones become one
 # K3: stored, with a GUID as key
-KINDS = (Run, RunTable, SourceCompany, Setup, TableMapping, TableSwitch, UpgradeStep, Finding, MigrationWarning)
+KINDS = (Run, RunTable, SourceCompany, Setup, TableMapping, TableSwitch, UpgradeStep, Finding, MigrationWarning, Validation,
+         ValidationResult)
 _MILLISECOND = timedelta(milliseconds=1)
 
 

@@ -14,10 +14,11 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 from skylift.errors import NotFound, SetupError, StateError
+from skylift.migration.changes import note
 from skylift.migration.scope import list_tables, look_up
 from skylift.migration.service import IfMatch, Service, Verb
 from skylift.migration.warnings import settle
-from skylift.model import Scope, Validation, ValidationSuite, ValidationTest
+from skylift.model import Scope, Validation, ValidationResult, ValidationSuite, ValidationTest
 from skylift.runs import ValidationStatus, WarningType
 from skylift.settings import Settings
 from skylift.store import to_row
@@ -129,13 +130,15 @@ def all_suites(settings: Settings) -> list[Suite]:
 def request(verb: Verb, suites: Sequence[str], companies: Sequence[str], *, force: bool = False) -> Validation:
     """A new validation, in the place of one that is under way."""
     connection = verb.connection
-    connection.execute(validations.update().where(validations.c.status == ValidationStatus.IN_PROGRESS).values(
-        status=ValidationStatus.REPLACED, ended_at=verb.now))
+    _replace(verb)
     if force:
         for table in (validation_results, validation_progress):
-            connection.execute(table.delete().where(table.c.suite.in_(suites), table.c.company_name.in_(["", *companies])
-                                                    if companies else sa.true()))
+            there = [table.c.suite.in_(suites), table.c.company_name.in_(["", *companies]) if companies else sa.true()]
+            if table is validation_results:
+                note(connection, ValidationResult, sa.select(table.c.id).where(*there), deleted=True)
+            connection.execute(table.delete().where(*there))
     asked = Validation(uuid4(), verb.now, verb.actor, ValidationStatus.IN_PROGRESS, "\n".join(suites), "\n".join(companies), force)
+    note(connection, Validation, [asked.id], created=True)
     connection.execute(validations.insert().values({c.name: getattr(asked, c.name) for c in validations.columns if hasattr(asked, c.name)}))
     verb.log("validation", "validate", "", asked.status, ", ".join(suites))
     return asked
@@ -188,14 +191,23 @@ def refuse_invalid(connection: sa.Connection) -> None:
 
 def forget_validations(verb: Verb) -> None:
     """Nothing of this target has been validated."""
-    verb.connection.execute(validations.update().where(validations.c.status == ValidationStatus.IN_PROGRESS).values(
-        status=ValidationStatus.REPLACED, ended_at=verb.now))
+    _replace(verb)
+    note(verb.connection, ValidationResult, sa.select(validation_results.c.id), deleted=True)
     for table in (validation_results, validation_progress):
         verb.connection.execute(table.delete())
 
 
+def _replace(verb: Verb) -> None:
+    """What is under way ends for another one."""
+    under_way = validations.c.status == ValidationStatus.IN_PROGRESS
+    note(verb.connection, Validation, sa.select(validations.c.id).where(under_way))
+    verb.connection.execute(validations.update().where(under_way).values(status=ValidationStatus.REPLACED, ended_at=verb.now))
+
+
 def _forget_test(connection: sa.Connection, suite: str, test: str) -> None:
-    connection.execute(validation_results.delete().where(validation_results.c.suite == suite, validation_results.c.test == test))
+    there = [validation_results.c.suite == suite, validation_results.c.test == test]
+    note(connection, ValidationResult, sa.select(validation_results.c.id).where(*there), deleted=True)
+    connection.execute(validation_results.delete().where(*there))
     row = validation_progress.c
     for found in connection.execute(sa.select(validation_progress).where(row.suite == suite, row.counts != "")).all():
         counts: Mapping[str, list[int]] = {name: numbers for name, numbers in json.loads(found.counts).items() if name != test}

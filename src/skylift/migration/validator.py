@@ -24,12 +24,13 @@ from skylift.connectors import SWEEP, opened
 from skylift.connectors.asking import open_asker, source_sql
 from skylift.errors import CopyError, SkyliftError, SourceFailed, TargetFailed, Transient, redact
 from skylift.losses import Losses
+from skylift.migration.changes import note
 from skylift.migration.lease import LeaseLost
 from skylift.migration.service import Service, get_migration
 from skylift.migration.validation import all_suites, ignored_tests, last_change, pending
 from skylift.migration.verification import taking_part
 from skylift.migration.warnings import settle
-from skylift.model import CopyTask, Validation
+from skylift.model import CopyTask, Validation, ValidationResult
 from skylift.products.naming import is_called
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, UpgradeStatus, ValidationStatus, WarningType
@@ -87,6 +88,7 @@ def _end(service: Service, validation: Validation, status: ValidationStatus, che
             sa.func.coalesce(sa.func.sum(row.errors), 0), sa.func.coalesce(sa.func.sum(row.warnings), 0), sa.func.count()).where(
             row.suite.in_(validation.suites.splitlines()))).one()
         details = redact(reason) or f"{int(errors):,} errors and {int(warnings):,} warnings in {int(units):,} checks"
+        note(verb.connection, Validation, [validation.id])
         done = verb.connection.execute(validations.update().where(
             validations.c.id == validation.id, validations.c.status == ValidationStatus.IN_PROGRESS).values(
             status=status, ended_at=verb.now, details=details))
@@ -293,6 +295,7 @@ class _Recorder:
                     validation_progress.c.company_name, validation_progress.c.suite, validation_progress.c.table_name))]:
                 if everything and unit[1] in suites and unit not in wanted:
                     _forget(connection, unit)
+            note(connection, Validation, [self._validation.id])
             connection.execute(validations.update().where(validations.c.id == self._validation.id).values(total=len(wanted)))
             for unit in self._done & wanted:           # it counts as gone through by this one
                 connection.execute(validation_progress.update().where(*_is(unit)).values(validation_id=self._validation.id))
@@ -335,18 +338,22 @@ def _write(connection: sa.Connection, validation: Validation, done: _Done) -> No
         company_name=company, suite=suite, table_name=table, validation_id=validation.id, ended_at=done.ended_at, errors=report.errors,
         warnings=report.warnings.total(), counts=json.dumps(counts) if counts else "", note=report.note, fails_migration=done.fails))
     if report.rows:
+        ids = [uuid4() for _ in report.rows]
+        note(connection, ValidationResult, ids, created=True)
         connection.execute(validation_results.insert(), [
-            {"id": uuid4(), "suite": suite, "test": row.test, "company_name": company, "unit": table,
+            {"id": id, "suite": suite, "test": row.test, "company_name": company, "unit": table,
              "table_name": table or next((test.entity for test in report.tests if test.id == row.test), ""), "key": row.key,
              "expected": row.expected, "actual": row.actual, "is_warning": row.is_warning, "message": row.message,
-             "found_at": done.ended_at} for row in report.rows])
+             "found_at": done.ended_at} for id, row in zip(ids, report.rows, strict=True)])
 
 
 def _forget(connection: sa.Connection, unit: tuple) -> None:
     company, suite, table = unit
     connection.execute(validation_progress.delete().where(*_is(unit)))
-    connection.execute(validation_results.delete().where(
-        validation_results.c.company_name == company, validation_results.c.suite == suite, validation_results.c.unit == table))
+    kept = validation_results.c
+    there = [kept.company_name == company, kept.suite == suite, kept.unit == table]
+    note(connection, ValidationResult, sa.select(kept.id).where(*there), deleted=True)
+    connection.execute(validation_results.delete().where(*there))
 
 
 def _is(unit: tuple) -> list[sa.ColumnElement[bool]]:

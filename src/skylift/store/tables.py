@@ -384,6 +384,7 @@ validations = _table(
     _number("attempts"),                               # coordinators that took it up since it last moved on
     _text("details"),
     _time("ended_at", null=True),
+    _modified(),
 )
 
 validation_progress = _table(                          # what a suite has gone through
@@ -414,6 +415,7 @@ validation_results = _table(
     _flag("is_warning"),
     _text("message"),
     _time("found_at"),
+    _modified(),
     sa.Index("ix_validation_results_company_name_suite_unit", "company_name", "suite", "unit"),
 )
 
