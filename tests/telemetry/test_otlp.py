@@ -1,6 +1,9 @@
 """Spans and metrics as a real receiver gets them: OTLP over HTTP, decoded with the protocol's own definitions."""
 
 import gzip
+import json
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -11,16 +14,19 @@ from uuid import UUID
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from prometheus_client.parser import text_string_to_metric_families
 
 from skylift import telemetry
 from skylift.engine import pool
 from skylift.errors import SetupError
+from skylift.migration import Migration
 from skylift.migration.coordinator import coordinate
 from skylift.model import Run
 from skylift.runs import RunStatus, TableStatus
 from skylift.settings import Settings
+from skylift.store import open_store
 from skylift.telemetry.metrics import STORED
-from tests.api.conftest import open_client
+from tests.api.conftest import open_client, served
 from tests.migration.test_packs import CONTOSO, CRONUS, CUSTOMER
 from tests.telemetry.conftest import watched
 
@@ -229,3 +235,43 @@ def test_off_is_off(tmp_path):
             "assert api.observe is None and not api.service.telemetry.on; "
             "print([name for name in sys.modules if name.split('.')[0] in ('opentelemetry', 'prometheus_client')])")
     assert subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_served_run_is_told_by_server_and_coordinator_and_both_end_in_time_with_a_receiver_that_hangs(tmp_path, sample_file, receiver):
+    shutil.copy(sample_file, tmp_path / "bc.db")
+    home, hung = tmp_path / "home", OtlpReceiver()
+    token = Migration(open_store(Settings(home=home).store), Settings(home=home)).create_token("robot", "administrator")
+    headers, root = {"Authorization": f"Bearer {token}", "If-Match": "*"}, "/api/v1.0"
+    more = {"telemetry_log": "events.jsonl", "prometheus": "on", "poll_s": 0.05, "otlp_interval_s": 0.2}
+
+    def patiently(condition):
+        wait_for(lambda: condition(figures()), 60)
+
+    def figures():
+        text = http.get("/metrics", headers=headers).raise_for_status().text
+        return {(s.name, *s.labels.values()): s.value for family in text_string_to_metric_families(text) for s in family.samples}
+
+    with served(home, otlp_endpoint=receiver.url, **more) as (http, process):
+        post = {"productId": "DynamicsBCLast", "sqlServerType": "AzureSQL", "sqlConnectionString": f"sqlite:///{tmp_path}/bc.db"}
+        setup = http.post(f"{root}/setupCloudMigration", json=post, headers=headers).raise_for_status().json()
+        [company, *_] = http.get(f"{root}/cloudMigrationCompanies", headers=headers).json()["value"]
+        http.patch(f"{root}/cloudMigrationCompanies({company['id']})", json={"replicate": True}, headers=headers).raise_for_status()
+        http.post(f"{root}/setupCloudMigration({setup['id']})/Microsoft.NAV.completeSetup", headers=headers).raise_for_status()
+        patiently(lambda found: found.get(("skylift_state", "Ready")))
+        [row] = http.get(f"{root}/cloudMigrationStatus", headers=headers).json()["value"]
+        http.post(f"{root}/cloudMigrationStatus({row['id']})/Microsoft.NAV.runReplication", headers=headers).raise_for_status()
+        patiently(lambda found: found.get(("skylift_state", "UpgradePending")) and found.get(("skylift_coordinators",)))
+    lines = [json.loads(line) for line in (home / "events.jsonl").read_text().splitlines()]
+    assert {("AL0000K0J", "robot"), ("AL0000JMN", "robot"), ("AL0000K0H", "coordinator")} <= {(x["eventId"], x.get("actor")) for x in lines}
+    assert {attributes(span).get("skylift.actor") for span in receiver.spans} >= {"robot", "coordinator"}
+    assert {m.name for m in receiver.metrics} >= {"http.server.request.duration", "skylift.rows.copied", "skylift.api.requests.running"}
+
+    hung.hang.set()
+    with served(home, otlp_endpoint=hung.url, **more) as (http, process):
+        http.get(f"{root}/companies", headers=headers).raise_for_status()
+        assert hung.asked.wait(20)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0 and time.monotonic() - began < 15
+    hung.shutdown()
+    hung.server_close()

@@ -43,6 +43,7 @@ def serve(
                        tls_key=tls_key or settings.tls_key)
     certificate, key = _tls_files(settings)
     session.migration.store.close()                         # made and upgraded before two processes use it
+    session.migration.telemetry.close()                     # the worker and the coordinator have their own
     os.environ.update(settings.environment())               # for the worker, which the server starts as a process
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     session.say(f"serving {'https' if certificate else 'http'}://{shown}:{settings.port}/{API_ROOT}")

@@ -8,6 +8,7 @@ each way out has a thread and a bounded queue of its own, and what does not fit 
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -110,8 +111,11 @@ _NAMES = ("telemetry_log", "otlp_endpoint", "otlp_headers", "otlp_interval_s", "
 
 
 def telemetry_of(settings: Settings) -> Telemetry:
-    """What these settings ask for, opened once in a process. Raises SetupError where the package that it needs is not installed."""
-    key = (str(settings.home), *(str(getattr(settings, name)) for name in _NAMES))
+    """What these settings ask for, opened once in a process (a fork has none of the threads that its parent has begun).
+
+    Raises SetupError where the package that it needs is not installed.
+    """
+    key = (str(os.getpid()), str(settings.home), *(str(getattr(settings, name)) for name in _NAMES))
     with _OPENING:
         telemetry = _OPEN.get(key)
         if telemetry is None or not telemetry.on:
