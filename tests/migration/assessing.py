@@ -19,6 +19,6 @@ def findings_of(migration, source_url, target_url, product="Custom", **options):
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
-    """Every file under a folder, by the hash of what is in it, but for the memory that SQLite shares among its readers."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(("-shm", "-wal"))}
+    """Every file under a folder, by the hash of what is in it; of the memory that SQLite shares among its readers only that it is there."""
+    return {str(path.relative_to(folder)): "" if path.name.endswith("-shm") else hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file()}

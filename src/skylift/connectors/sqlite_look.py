@@ -1,9 +1,16 @@
-"""A SQLite source as it stands. It is opened as with mode=ro, whatever the URL says, so that no byte of it changes."""
+"""A SQLite source as it stands, of which no byte changes.
+
+Who opens a file in WAL mode makes -wal and -shm beside it where they are not; only a connection that may write takes them away again
+when it is the last to close, and then it has written nothing, for nothing was in the log. Where they are there, such a connection
+would at its end move into the file what somebody else has left in the log: there, one that may only read changes nothing.
+Source: https://www.sqlite.org/wal.html#read_only_databases
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from sqlalchemy.engine import URL
 
@@ -20,20 +27,28 @@ def look_at_source(url: URL) -> SourceLook:
     return SqliteLook(url)
 
 
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
 class SqliteLook:
     source: SqliteSource
 
     def __init__(self, url: URL) -> None:
         self._to_be_written = url.query.get("mode") != "ro"
-        source = open_source(url.update_query_dict({"mode": "ro"}))
+        mode = "rw" if self._to_be_written and self._is_clean(Path(url.database or "")) else "ro"
+        source = open_source(url.update_query_dict({"mode": mode}))
         assert isinstance(source, SqliteSource)
         self.source = source
         [(version,)] = source.query("select sqlite_version()")
         self.server = f"SQLite {version}"
 
+    def _is_clean(self, path: Path) -> bool:
+        return _may_write(path) and not any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-shm", "-journal"))
+
     def remarks(self, tables: Sequence[Table]) -> list[Remark]:
         found, path = [], self.source.path
-        if self._to_be_written and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        if self._to_be_written and not _may_write(path):
             found.append(Remark("Permission", Severity.BLOCKING, f"the account that skylift runs under may not write {path} or its folder, "
                                 "where the log of changes is kept", f"grant it (see skylift grants --source sqlite:///{path}), or add "
                                 "?mode=ro to the URL and do without the log"))
