@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -6,6 +7,7 @@ from skylift.migration import Migration
 from skylift.sample import create_sample
 from skylift.settings import Settings
 from skylift.store import open_store
+from tests.connectors.labs import DuckDBLab, SqliteLab
 from tests.migration.lab import Lab
 
 
@@ -31,3 +33,14 @@ def ready(lab):
     """Set up, every company marked and created."""
     lab.prepare()
     return lab
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A SQLite source, a DuckDB target that is not there yet, and a migration that knows of neither."""
+    (tmp_path / "data").mkdir()
+    settings = Settings(home=tmp_path / "home")
+    store = open_store(settings.store)
+    source, target = SqliteLab(tmp_path / "data"), DuckDBLab(tmp_path / "data")
+    yield SimpleNamespace(folder=tmp_path / "data", source=source, target=target, migration=Migration(store, settings, "tester"))
+    store.close()

@@ -89,7 +89,7 @@ class Outcome:
             return f"{self.source} to {self.target}: {how}."
         loaded = "read, loaded into a scratch table and compared" if self.estimate.loaded else "read; loading them was not measured"
         return (f"{self.source} to {self.target}: {how}. The first run will take about {spell(self.estimate.duration_s)}, "
-                f"told from {self.estimate.sampled_rows:,} rows that were {loaded}.")
+                f"told from {self.estimate.sampled_rows:,} rows that were {loaded}; setting up what feeds changes comes on top.")
 
 
 class AssessmentVerbs(Service):
