@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -250,6 +251,18 @@ def test_any_other_answer_ends_the_subscription(desk, receiver, status):
     assert len(receiver.calls("/kept")) == 1
 
 
+def test_a_subscription_that_its_receiver_has_ended_is_told_to_those_who_watch(desk, receiver, monkeypatch):
+    told = []
+    monkeypatch.setattr(desk.service, "telemetry", SimpleNamespace(on=True, emit=told.extend))
+    gone = desk.subscribe(receiver.url("/gone"))
+    receiver.mode(status=410)
+    desk.change(IDS[0])
+    desk.turn()
+
+    assert [(signal.name, signal.subject, signal.dimensions) for signal in told if signal.failed] == [
+        ("subscription.remove", f"subscription {gone}", {"HttpStatus": 410})]
+
+
 @pytest.mark.rule("K5")
 def test_after_a_day_and_a_half_of_failing_what_is_owed_is_dropped_and_later_changes_are_told(desk, receiver):
     id = desk.subscribe(receiver.url())
@@ -368,6 +381,7 @@ def test_the_log_is_bounded_and_holds_no_secret(desk, receiver, caplog):
 DELIVER = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from skylift.migration.delivery import deliver
 from skylift.migration.service import Service
 from skylift.settings import load_settings

@@ -181,3 +181,28 @@ def test_the_page_lists_every_documented_event_and_every_figure():
     assert table() in page
     assert metrics_table() in page
     assert len(DOCUMENTED) == 74                                      # ids in behaviour.md §10
+
+
+def test_the_event_log_says_of_everything_that_is_to_be_audited_who_did_it_and_under_which_id(lab):
+    """Set-up, run start and end, upgrade start, disable, complete, changes of mappings and switches (behaviour.md §10)."""
+    api = as_api(lab)
+    setup = api.create_setup(lab.values)
+    for company in lab.companies:
+        api.change_company(company.id, {"replicate": True}, ANY)
+    api.complete_setup(setup.id)
+    lab.work()
+    api.delete_mapping(lab.mappings[0].id, ANY)
+    api.change_table(lab.switch(CUSTOMER, CRONUS).id, {"replicate": False}, ANY)
+    api.run_replication()
+    lab.work()
+    api.run_data_upgrade()
+    lab.work()
+    api.disable_replication()
+    api.change_setup(setup.id, {}, ANY)
+    api.complete_cloud_migration(force=True, reason="enough")
+
+    said = {(event.subject.split()[0], event.event, event.actor, event.actor_id.int) for event in lab.events}
+    assert said >= {(*what, "robot", 7) for what in (
+        ("migration", "enable"), ("set-up", "complete"), ("run", "run_replication"), ("migration", "upgrade"), ("migration", "disable"),
+        ("run", "disable"), ("run", "complete"), ("mapping", "delete"), ("table", "leave_out"), ("company", "include"))}
+    assert ("run", "await_upgrade", "tester", 0) in said and ("company", "end_upgrade", "tester", 0) in said     # the coordinator's part

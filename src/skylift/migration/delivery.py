@@ -29,6 +29,7 @@ from skylift.migration.webhooks import WebhookVerbs, shown
 from skylift.model import NO_ID, time_text
 from skylift.settings import networks, signing_key
 from skylift.store.tables import deliveries, events, subscriptions
+from skylift.telemetry import Signal
 
 DELIVERER = "deliverer"           # the lease
 AGAIN = frozenset((408, 429, *range(500, 600)))       # K5
@@ -160,6 +161,9 @@ class Deliverer:
             connection.execute(deliveries.delete().where(deliveries.c.id <= sa.select(
                 sa.func.max(deliveries.c.id)).scalar_subquery() - self._settings.webhook_log))
             tidy(connection)
+        if outcome == "removed" and self._service.telemetry.on:
+            self._service.telemetry.emit([Signal("subscription.remove", now, (), {"HttpStatus": status}, "webhooks",
+                                                 subject=f"subscription {row.id}", failed=True) for row in rows])
         _log.info("webhook %s: %d changes, %s: %s", shown(parcel.url), len(parcel.items), error or status, outcome)
 
     def _outcome(self, rows: Sequence[Any], status: int, now: datetime) -> str:
