@@ -69,11 +69,8 @@ def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Seque
         page = page.where(compiler.compile(query.where))
     if query.after is not None:
         page = page.where(sorter.after(query.order, query.after))
-    if issubclass(kind, Run):                           # counted for the rows of the page only, however many there are
-        inner = page.subquery("page")
-        outer = _Compiler(kind, inner.c, connection.dialect.name)
-        counted = [f.name for f in fields(kind) if f.name in COUNTED or f.name in SUMMED]
-        page = sa.select(inner, *(outer.attribute(name).label(name) for name in counted)).order_by(*outer.order(query.order))
+    if issubclass(kind, Run):
+        page = _counted(kind, page.cte("page"), query.order, connection.dialect.name)
     found = _execute(connection, page)
     if rows is not None:
         return [rows[row["position"]] for row in found.mappings()]
@@ -81,6 +78,24 @@ def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Seque
     names = [f.name for f in fields(kind) if f.name in places]     # type: ignore[arg-type]
     values = operator.itemgetter(*(places[name] for name in names))
     return [kind(**dict(zip(names, values(row), strict=True))) for row in found]
+
+
+def _counted(kind: type[Run], page: sa.CTE, orders: Sequence[Order], dialect: str) -> sa.Select[Any]:
+    """The runs of a page with what their tables add up to: worked out for them only, however many there are."""
+    outer = _Compiler(kind, page.c, dialect)
+    names = [f.name for f in fields(kind) if f.name in COUNTED or f.name in SUMMED]
+    if SUMMED.keys().isdisjoint(names):                 # an index alone can tell
+        return sa.select(page, *(outer.attribute(name).label(name) for name in names)).order_by(*outer.order(orders))
+    each = {name: sa.case((run_tables.c.status.in_(statuses), 1), else_=0) for name, statuses in COUNTED.items()} | SUMMED
+    sums = sa.select(run_tables.c.run_id, *(_sum(each[name]).label(name) for name in names)).where(
+        run_tables.c.run_id.in_(sa.select(page.c.run_id))).group_by(run_tables.c.run_id).subquery("sums")
+    return sa.select(page, *(sa.func.coalesce(sums.c[name], 0).label(name) for name in names)).outerjoin(
+        sums, sums.c.run_id == page.c.run_id).order_by(*outer.order(orders))
+
+
+def _sum(values: Any) -> Any:
+    """PostgreSQL would answer with decimals."""
+    return sa.cast(sa.func.coalesce(sa.func.sum(values), 0), sa.BigInteger)
 
 
 def count(connection: sa.Connection, kind: type, where: Expression | None = None, rows: Sequence[Any] | None = None) -> int:
@@ -144,8 +159,7 @@ class _Compiler:
             return sa.select(sa.func.count()).where(
                 run_tables.c.run_id == self.columns.run_id, run_tables.c.status.in_(COUNTED[name])).scalar_subquery()
         if issubclass(self.kind, Run) and name in SUMMED:
-            total = sa.cast(sa.func.coalesce(sa.func.sum(SUMMED[name]), 0), sa.BigInteger)      # PostgreSQL sums them as numeric
-            return sa.select(total).where(run_tables.c.run_id == self.columns.run_id).scalar_subquery()
+            return sa.select(_sum(SUMMED[name])).where(run_tables.c.run_id == self.columns.run_id).scalar_subquery()
         column = self.columns[name]
         if self.kind not in TABLES:
             return column.collate("C") if self.dialect == "postgresql" and isinstance(column.type, sa.Text) else column
