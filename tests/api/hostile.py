@@ -169,11 +169,13 @@ V1 = Hostile(Words(
 ), 1.0)
 
 _V2_SETS = ("runs", "runTables", "sourceCompanies", "migrations", "tables", "upgradeSteps", "events", "deliveries", "limits",
-            "subscriptions", "companies", "entityDefinitions")
+            "findings", "assessments", "warnings", "checklistItems", "validations", "validationTests",
+            "validationResults", "subscriptions", "companies", "entityDefinitions")
 V2 = Hostile(Words(
     root="/api/skylift/cloudMigration/v2.0/", roots=("/v2.0/prod/api/skylift/cloudMigration/v2.0/", "/api/v1.0/"), sets=_V2_SETS,
-    ones=(f"runs({number(12)})", f"runTables({number(1001)})", f"sourceCompanies({number(50)})", f"tables({number(90)})",
-          f"migrations({number(91)})", f"upgradeSteps({number(92)})", "events(1)", "events(id=99999999999999999999)", "deliveries(1)",
+    ones=(f"runs({number(12)})", f"runTables({number(1001)})", f"sourceCompanies({number(50)})", f"tables({number(99)})",
+          f"migrations({number(99)})", f"upgradeSteps({number(99)})", f"findings({number(99)})", f"warnings({number(99)})",
+          "validationTests('rows.count')", f"checklistItems({number(99)})", "events(1)", "events(id=99999999999999999999)", "deliveries(1)",
           "limits('pageRows')", f"companies({number(900)})", "entityDefinitions('run')", f"runs({number(1)})"),
     steps=("replicate", "blocked", "rowsPerSecond", "targetRows", "value", "verbs", "Microsoft.NAV.cancel", "NAV.pause",
            "nav.forcecompletion", "Microsoft.NAV.runDataUpgrade", "Microsoft.NAV.resetCloudData", "run"),
@@ -183,16 +185,16 @@ V2 = Hostile(Words(
     bodies=(
         ("replicationType", "companies", "tables", "failedOnly", "rowsPerSecond", "id"),
         ("replicate", "preserve", "blocked", "syncedVersion"),
-        ("reason", "company", "ifCurrent", "force", "@odata.type")),
+        ("ignored", "ignore", "done", "message"), ("reason", "company", "ifCurrent", "force", "@odata.type")),
     seeds=(
         "runs?$orderby=startTime%20desc&$top=1", "events?$filter=time ge 2026-01-01T00:00:00Z and subject eq 'migration'&$top=3",
         f"companies({number(900)})/runs({number(11)})/runTables?$filter=startswith(tableName,'T') and not (recordsCopied in (1,2))&$skip=1",
         f"runTables({number(1001)})/run/recordsCopied/$value", f"runs({number(12)})/Microsoft.NAV.cancel", "events(1)/subject",
         "runs?$expand=runTables($select=tableName;$filter=inserted ge 0;$orderby=sizeBytes desc;$top=2;$count=true)&$count=true",
         "tables?$filter=blocked eq false and syncedVersion le 9223372036854775807&$orderby=companyName,tableName desc",
-        "limits?$filter=contains(about,'a') or setting eq ''", f"migrations({number(91)})/verbs",
+        "limits?$filter=contains(about,'a') or setting eq ''", f"migrations({number(99)})/verbs",
         "deliveries/$count?$filter=httpStatus gt 0",
-        f"migrations({number(91)})/Microsoft.NAV.pause"),
+        f"migrations({number(99)})/Microsoft.NAV.pause"),
     patched="sourceCompanies",
     item_body=({"replicationType": "Diagnostic", "companies": ["CRONUS"]}, {"reason": "x"}, {"replicate": True}, {}, [], "x", 5),
 ), 0.6)

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skylift.runs import MigrationState
-from skylift.store.tables import apps, migration, registry, upgrade_steps
+from skylift.store.tables import apps, migration
 from tests.api import hostile
-from tests.api.conftest import fill, number, open_client
+from tests.api.conftest import furnish, number, open_client
 
 JSON = [(b"content-type", b"application/json"), (b"if-match", b"*")]
 
@@ -38,11 +38,9 @@ def asked(request, tmp_path_factory):
     more = {"store": request.getfixturevalue("postgres_store")} if request.param == "postgresql" else {}
     client = open_client(tmp_path_factory.mktemp("hostile"), page_size=5, api_requests=10**9, **more)
     with client.http.service.store.write() as connection:
-        fill(connection)
+        furnish(connection)
         connection.execute(apps.insert().values(id=number(7), name="Mine", publisher="Me", version="1.0"))
-        connection.execute(migration.update().values(state=MigrationState.READY, product_id="Custom", id=number(91)))
-        connection.execute(registry.insert().values(id=number(90), company_name="", table_name="Shared"))
-        connection.execute(upgrade_steps.insert().values(id=number(92), company_name="", pack="p", step="s", checksum=""))
+        connection.execute(migration.update().values(state=MigrationState.READY, product_id="Custom"))
     runner = asyncio.Runner()
 
     def ask(method, path, query, headers, body):

@@ -1,4 +1,5 @@
 import re
+from hashlib import sha256
 from inspect import signature
 
 import pytest
@@ -195,6 +196,13 @@ def test_parameters_are_declared_and_those_that_may_be_left_out_say_so():
     assert found["runDataUpgrade"] == {"company": ("Edm.String", None, True), "ifCurrent": ("Edm.Boolean", None, True)}
     assert found["resetCloudData"] == {} and find(document(api=V2), "//e:Annotation[@Term='Org.OData.Core.V1.OptionalParameter']")
     assert b"OptionalParameter" not in metadata_document(V1, "1.0") and b"Org.OData.Core" not in metadata_document(V1, "1.0")
+
+
+@pytest.mark.parametrize(("version", "digest"), [
+    ("1.0", "3527db37b34e0fb10897abe63aa276bbaaf007d86dac31535be938391b825924"),
+    ("2.0", "2c4eac2e09382b6de9c32a8b35f40e2d957a75d57c8e1df114c54faa3650865c")])
+def test_the_metadata_of_v1_is_byte_for_byte_what_clients_were_made_from(version, digest):
+    assert sha256(metadata_document(V1, version)).hexdigest() == digest
 
 
 def test_entity_definitions_caption_every_type_and_property(full):
