@@ -88,3 +88,10 @@ def test_nothing_gets_out_of_the_parentheses_on_a_server_without_read_only_trans
                                   "select [a]]b(] from t", "select a from (select max(a) as a from t) x", "select ''' ) drop table t --'"])
 def test_a_query_may_hold_any_text_and_any_name(text):
     assert enclosed(text) == text
+
+
+def test_a_query_that_needs_more_memory_than_most_is_answered(tmp_path):
+    asker = open_asker(f"duckdb:///{tmp_path}/a.duckdb", is_source=False)
+    many = "select distinct i::varchar || repeat('x', 100) as a from range(300000) t(i)"
+    assert asker.ask(f"select count(*) as n, max(length(a)) as m from ({many})", 60) == [(300_000, 106)]
+    asker.close()

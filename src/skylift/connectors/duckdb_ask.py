@@ -18,7 +18,7 @@ from skylift.connectors.duckdb_source import reading_sql
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError
 
-MEMORY = 128 * 2**20              # of one question; what needs more spills
+MEMORY = (32 * 2**20, 128 * 2**20, 512 * 2**20)     # of one question; one that needs more than the first is put again
 
 
 def open_asker(url: URL, is_source: bool) -> Asker:
@@ -34,28 +34,35 @@ class DuckDBAsker:
         self._name = self._engine.attach(path, read_only=is_source)
 
     def ask(self, sql: str, limit_s: float) -> list[tuple]:
-        try:
-            with self._engine.memory.share() as memory, self._engine.cursor(self._name) as cursor:
-                memory.at_least(MEMORY)
-                kinds = [statement.type for statement in cursor.extract_statements(sql)]
-                if kinds != [duckdb.StatementType.SELECT]:
-                    raise refused("it is not one query")
-                cursor.execute("begin transaction read only")
-                late = threading.Timer(limit_s, cursor.interrupt)
-                late.start()
-                try:
-                    return bounded(cursor.execute(f"select * from (\n{sql}\n) limit {MOST_ROWS + 1}").fetchall())
-                finally:
-                    late.cancel()
-                    late.join()
-                    with suppress(duckdb.Error):
-                        cursor.execute("rollback")
-        except duckdb.InterruptException:
-            raise overrun(limit_s) from None
-        except duckdb.TransactionException as error:
-            raise refused(first_line(error)) from None
-        except duckdb.Error as error:
-            raise CopyError(f"DuckDB file {self._path}: {first_line(error)}") from None
+        for size in MEMORY:
+            try:
+                return self._answer(sql, limit_s, size)
+            except duckdb.OutOfMemoryException as error:
+                problem = error
+            except duckdb.InterruptException:
+                raise overrun(limit_s) from None
+            except duckdb.TransactionException as error:
+                raise refused(first_line(error)) from None
+            except duckdb.Error as error:
+                raise CopyError(f"DuckDB file {self._path}: {first_line(error)}") from None
+        raise CopyError(f"DuckDB file {self._path}: {first_line(problem)}", hint="have the query hold fewer groups or rows at once")
+
+    def _answer(self, sql: str, limit_s: float, size: int) -> list[tuple]:
+        with self._engine.memory.share() as memory, self._engine.cursor(self._name) as cursor:
+            memory.at_least(size)
+            kinds = [statement.type for statement in cursor.extract_statements(sql)]
+            if kinds != [duckdb.StatementType.SELECT]:
+                raise refused("it is not one query")
+            cursor.execute("begin transaction read only")
+            late = threading.Timer(limit_s, cursor.interrupt)
+            late.start()
+            try:
+                return bounded(cursor.execute(f"select * from (\n{sql}\n) limit {MOST_ROWS + 1}").fetchall())
+            finally:
+                late.cancel()
+                late.join()
+                with suppress(duckdb.Error):
+                    cursor.execute("rollback")
 
     def table_sql(self, namespace: str, table: str) -> str:
         return f"{quote(namespace or 'main')}.{quote(table)}"

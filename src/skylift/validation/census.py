@@ -211,4 +211,4 @@ def _has_length(kind: pa.DataType) -> bool:
 
 @cache
 def _hasher() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(":memory:", config={"threads": 1, "memory_limit": "256MB"})
+    return duckdb.connect(":memory:", config={"threads": 1, "memory_limit": "64MB"})
