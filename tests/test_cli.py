@@ -208,6 +208,12 @@ def test_verify_finds_what_was_changed_behind_its_back(call, ready, tmp_path):
     assert call("verify")[0] == 0
 
 
+def test_verify_of_what_was_never_copied_says_so(call, ready):
+    code, out, error = call("verify")
+
+    assert (code, out, "nothing has been copied yet" in error, "skylift run" in error) == (3, "", True, True)
+
+
 def test_verify_says_how_far_it_is(call, ready, monkeypatch):
     assert call("run")[0] == 0
     monkeypatch.setattr("skylift.cli.follow.LINE_S", 0.0)

@@ -21,6 +21,16 @@ COMPANY = "CRONUS International Ltd_"
 ENTRIES = f'"{COMPANY}$G_L Entry${BASE}"'
 
 
+def test_another_product_or_source_than_the_one_set_up_is_looked_at_whole(call, source):
+    fresh = call("assess", "--product", "Custom", "--source", f"sqlite:///{source}", "--json")[1]
+    assert call("setup", "--product", "DynamicsBCLast", "--source", f"sqlite:///{source}")[0] == 0
+    assert call("companies", "--mark", COMPANY, "--create")[0] == 0
+    found = call("assess", "--product", "Custom", "--source", f"sqlite:///{source}", "--json")[1]
+
+    assert fresh["estimate"]["tables"] > 20
+    assert found["companies"] == fresh["companies"]
+
+
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     path = tmp_path_factory.mktemp("assess") / "bc.db"

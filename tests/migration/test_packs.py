@@ -19,6 +19,7 @@ from skylift.migration.verification import compare
 from skylift.model import App, UpgradeStep
 from skylift.query import Query
 from skylift.runs import MigrationState, UpgradeStatus
+from skylift.sample import RENTAL
 from skylift.upgrades.pack import load_pack, statements
 from tests import servers
 
@@ -105,6 +106,49 @@ def test_a_company_whose_step_fails_is_as_it_was_the_others_go_on_and_it_alone_i
     assert copied.state is MigrationState.UPGRADED, copied.runs[0].details
     for name, (total, count) in before.items():
         assert copied.in_target(BLOCKED.format(name))[0] == (total + count, count)
+
+
+def test_after_a_failure_the_upgrade_goes_on_with_the_packs_that_it_had_and_not_with_others(copied, tmp_path):
+    pack = python_pack(tmp_path / "pack", "    from pathlib import Path\n"
+                       f"    assert step.company != {CONTOSO!r} or Path({str(tmp_path)!r}, 'mended').exists(), 'not yet'\n"
+                       "    step.execute(f'update {step.table(\"Customer\")} set \"Blocked\" = 7')")
+    upgrade(copied, pack)
+    assert copied.state is MigrationState.UPGRADE_FAILED
+    for others in ([], ["companions"]):
+        with pytest.raises(StateError, match="steps of test are done for a part of the data"):
+            copied.migration.run_data_upgrade(packs=others)
+    (tmp_path / "mended").touch()
+    copied.migration.run_data_upgrade(retry=CONTOSO)
+    copied.work()
+
+    assert copied.state is MigrationState.UPGRADED, copied.runs[0].details
+    for name in (CRONUS, CONTOSO):
+        assert copied.in_target(f'select distinct "Blocked" from "{name}"."{CUSTOMER}"') == [(7,)]
+
+
+def test_a_pack_that_is_added_after_a_failure_is_gone_through_by_those_that_were_done(copied, tmp_path):
+    pack = python_pack(tmp_path / "pack", "    from pathlib import Path\n"
+                       f"    assert step.company != {CONTOSO!r} or Path({str(tmp_path)!r}, 'mended').exists(), 'not yet'")
+    upgrade(copied, pack)
+    assert {c.name: c.upgrade_status for c in copied.companies} == {CRONUS: UpgradeStatus.COMPLETED, CONTOSO: UpgradeStatus.FAILED}
+    more = write_pack(tmp_path / "more", '[[step]]\nid = "all"\nsql = "all.sql"\n[[step]]\nid = "shared"\nscope = "shared"\nsql = "s.sql"',
+                      name="more", all__sql='update {{Customer}} set "Blocked" = 7',
+                      s__sql="""update {{Rental Fleet}} set "Description" = 'x'""")
+    (tmp_path / "mended").touch()
+    upgrade(copied, pack, more)
+
+    assert copied.state is MigrationState.UPGRADED, copied.runs[0].details
+    for name in (CRONUS, CONTOSO):
+        assert copied.in_target(f'select distinct "Blocked" from "{name}"."{CUSTOMER}"') == [(7,)]
+    assert copied.in_target(f'select distinct "Description" from "Rental Fleet${RENTAL}"') == [("x",)]
+
+
+def test_an_upgrade_of_which_nothing_is_done_may_be_asked_for_with_other_packs(copied, tmp_path):
+    upgrade(copied, sql_pack(tmp_path / "pack", "select * from nowhere"))
+    assert copied.state is MigrationState.UPGRADE_FAILED
+    upgrade(copied, str(SAMPLE))
+
+    assert copied.state is MigrationState.UPGRADED, copied.runs[0].details
 
 
 def test_a_step_that_was_edited_after_it_ran_is_refused_with_what_to_do(copied, tmp_path):

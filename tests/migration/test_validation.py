@@ -278,6 +278,22 @@ expected = 3
 """
 
 
+def test_a_row_that_is_not_to_be_there_is_told_by_its_key_and_what_is_secret_of_it_is_not_kept(copied, tmp_path):
+    lab = set_up(copied, validation_suites=write_suite(tmp_path / "own", f"""
+[[test]]
+id = "none"
+target = 'select "No_", "Name" from {{{{{CUSTOMER}}}}}'
+expect_none = true
+redact = true
+"""))
+    names = {name for (name,) in lab.in_target(f'select "Name" from "{CRONUS}"."{CUSTOMER}"') if name}
+    validate(lab, "own")
+
+    rows = [row for row in results(lab) if row.company_name == CRONUS]
+    assert {row.key for row in rows} == {key for (key,) in lab.in_target(f'select "No_" from "{CRONUS}"."{CUSTOMER}"')}
+    assert names and not any(name in str(row) for row in rows for name in names)
+
+
 def test_expectations_in_sql_compare_both_sides_by_key_and_value_hide_what_is_secret_and_write_nothing(copied, tmp_path):
     lab = set_up(copied, validation_suites=write_suite(tmp_path / "own", OWN))
     validate(lab, "own")

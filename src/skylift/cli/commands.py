@@ -57,7 +57,7 @@ def sample(
 @command("skylift setup --product DynamicsBCLast --source sqlite:///bc.db", target=True)
 def setup(
     session: Session,
-    product: Annotated[str, typer.Option(help="DynamicsBC, DynamicsBCLast, DynamicsGP, DynamicsSL or Custom.")],
+    product: Annotated[str, typer.Option(help="DynamicsBC, DynamicsBCLast or Custom, which is any other database.")],
     source: Annotated[str, typer.Option(metavar="URL", help="The source database; may be left out when it is known already.")] = "",
     lock: Annotated[bool | None, typer.Option("--lock/--no-lock", help="From the next run until the migration ends, only skylift's user "
                                               "writes to the replicated tables (PostgreSQL).")] = None,

@@ -190,8 +190,8 @@ def _plan(service: Service, sides: Sides, source: SourceLook, target: TargetLook
     catalogue = sides.product.discover(source.source)
     with service.store.read() as connection:
         row = get_migration(connection)
-        mappings = all_mappings(connection)
-        mine = row["source_url"] and service.box.open(row["source_url"]) == sides.source_url
+        mine = bool(row["source_url"]) and (service.box.open(row["source_url"]), row["product_id"]) == (sides.source_url, sides.product.id)
+        mappings = all_mappings(connection) if mine else []
         marked = connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all() if mine else []
         switches = {(row.company_name, row.table_name): row for row in connection.execute(sa.select(registry))} if mine else {}
     preserved = {(table.company, table.table_name) for table in catalogue.tables if table.preserve}

@@ -25,7 +25,7 @@ from skylift.model import Run, TargetName
 from skylift.products.naming import target_name
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, RunStatus, UpgradeStatus
-from skylift.store.tables import events, registry, runs, source_companies, upgrade_tags
+from skylift.store.tables import events, registry, runs, source_companies, upgrade_steps, upgrade_tags
 from skylift.upgrades.execute import Company, StepDone, upgrade_company
 from skylift.upgrades.pack import Pack, find_packs
 
@@ -35,7 +35,8 @@ class UpgradeVerbs(Service):
                          current: bool = False) -> None:
         """Ask for the data upgrade of the marked companies; the coordinator does it. After a failure only the rest is done again.
 
-        `packs`: the upgrade packs to go through, None = those of the settings; `retry`: of the companies that failed only this one;
+        `packs`: the upgrade packs to go through, None = those of the settings, after a failure those that it had.
+        `retry`: of the companies that failed only this one;
         `current`: only if nothing has changed in the source since it was copied, as far as its feeds know, else StateError (FeedLag).
         Raises SetupError for a pack that cannot be read, CompanyNotFailed for a `retry` of another company, and StateError, in this
         order: something is going on, a newer run is there, the product has no upgrade, tables or companies have failed, a marked
@@ -74,8 +75,10 @@ class UpgradeVerbs(Service):
                                  code="CompanyNotCopied")
             if run.status not in (RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED):
                 raise StateError("this run does not wait for an upgrade", hint="run the replication again", code="NotPending")
-            named = self.settings.packs.split() if packs is None else packs
-            _packs(self, verb.row, named)
+            named = _named(self, verb.row, packs)
+            found = _packs(self, verb.row, named)
+            if again and named != verb.row["packs"].splitlines():
+                _go_on_with(connection, found)
             if retry and retry not in failed:
                 raise StateError(f"the upgrade of company '{retry}' has not failed", code="CompanyNotFailed",
                                  hint=f"failed are: {', '.join(failed)}" if failed else "run the upgrade of all: skylift upgrade")
@@ -142,12 +145,34 @@ def preview(service: Service, packs: Sequence[str] | None, companies: Sequence[s
             source_companies.c.replicate, source_companies.c.upgrade_status != UpgradeStatus.COMPLETED)).all()
     if row["state"] not in (MigrationState.UPGRADE_PENDING, MigrationState.UPGRADE_FAILED):
         raise StateError("no data upgrade is due", hint="run the replication first (skylift run)", code="NotPending")
-    found = _packs(service, row, service.settings.packs.split() if packs is None else packs)
+    found = _packs(service, row, _named(service, row, packs))
     with closing(open_target(service.box.open(row["target_url"]))) as target:
         states = target.states()
         for name in ["", *(name for name in marked if not companies or name in companies)]:
             upgrade_company(target, _company(service, name, states, target), found, str(row["copy_id"]), keep=False, report=report,
                             limit_s=service.settings.upgrade_step_s)
+
+
+def _named(service: Service, row: Mapping[str, Any], packs: Sequence[str] | None) -> list[str]:
+    """`packs`, or where there are none given those of the upgrade that has failed, else those of the settings."""
+    if packs is not None:
+        return list(packs)
+    return row["packs"].splitlines() if row["state"] is MigrationState.UPGRADE_FAILED else service.settings.packs.split()
+
+
+def _go_on_with(connection: sa.Connection, packs: Sequence[Pack]) -> None:
+    """Other packs after a failure: whoever is done goes through the steps that it does not have behind it.
+
+    Raises StateError for a pack that some have behind them and the others would never get.
+    """
+    done = connection.scalars(sa.select(upgrade_steps.c.pack).where(upgrade_steps.c.status == UpgradeStatus.COMPLETED).distinct()).all()
+    if left_out := sorted(set(done) - {pack.name for pack in packs}):
+        raise StateError(f"steps of {', '.join(left_out)} are done for a part of the data, and the rest would go without them",
+                         code="PacksDiffer", hint="leave --pack out to go on with the same packs, name these too, or reset the cloud data "
+                         "(skylift reset) and replicate everything anew")
+    update_companies(connection, source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.COMPLETED,
+                     upgrade_status=UpgradeStatus.PENDING)
+    connection.execute(upgrade_tags.delete())
 
 
 def _packs(service: Service, row: Mapping[str, Any], names: Iterable[str]) -> list[Pack]:

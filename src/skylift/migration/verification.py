@@ -53,6 +53,9 @@ def compare(service: Service, stop: Callable[[], bool] = lambda: False, reading:
         found = find_product(row["product_id"]).discover(source)
         target = open_target()
         tasks = taking_part(service, found, source, target)
+        if tasks and not target.states().keys() & {task.target for task in tasks}:
+            raise StateError("nothing has been copied yet, so there is nothing to compare", code="NothingCopied",
+                             hint="run the replication first (skylift run; API: runReplication)")
         yield from compare_tables(tasks, source, target, workers=service.settings.workers, stop=stop, reading=reading)
 
 

@@ -41,5 +41,5 @@ def find_product(product_id: str) -> Product:
     try:
         return PRODUCTS[product_id]
     except KeyError:
-        raise SetupError(f"'{product_id}' is not a source product", hint=f"choose one of {', '.join(PRODUCTS)}",
-                         code="52010") from None
+        raise SetupError(f"'{product_id}' is not a source product", code="52010", hint="choose one of "
+                         + ", ".join(product.id for product in PRODUCTS.values() if not isinstance(product, Unread))) from None

@@ -134,7 +134,8 @@ def check_expectation(expectation: Expectation, source: Asker | None, target: As
     test = expectation.test.id
     actual = _answers(expectation.target, target, limit_s, target_table, "target")
     if not expectation.source and expectation.expected is _NOTHING:
-        report.add_all(test, [_key(row) for row in actual[:NAMED]], len(actual), "does not exist", "exists")
+        cuts = [(row, _cut(row, expectation.key) or (expectation.key is None)) for row in actual[:NAMED]]
+        report.add_all(test, [_key(row[:cut]) for row, cut in cuts], len(actual), "does not exist", "exists")
         return
     there = _keyed(actual, expectation.key, "target")
     if expectation.source:
@@ -161,10 +162,15 @@ def _answers(queries: Mapping[str, str], asker: Asker | None, limit_s: float, ta
     return asker.ask(found[0], limit_s)
 
 
+def _cut(row: tuple, width: int | None) -> int:
+    """How many columns of the row are its key; a row of one column has none, unless `width` says so."""
+    return max(len(row) - 1, 0) if width is None else width
+
+
 def _keyed(rows: Iterable[tuple], width: int | None, side: str) -> dict[tuple, tuple]:
     found: dict[tuple, tuple] = {}
     for row in rows:
-        cut = max(len(row) - 1, 0) if width is None else width
+        cut = _cut(row, width)
         key, values = tuple(map(neutral, row[:cut])), row[cut:]
         if key in found:
             raise CopyError(f"the {side}'s query has two rows with the key {_key(key)}",
