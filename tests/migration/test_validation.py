@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from skylift.errors import NotFound, SetupError, StateError
 from skylift.migration import Migration
 from skylift.migration.coordinator import Worker
-from skylift.model import Validation, ValidationResult
+from skylift.model import App, Validation, ValidationResult
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, ValidationStatus
 from skylift.settings import Settings
@@ -473,7 +473,20 @@ def test_asking_is_refused_for_what_there_is_not_and_while_something_is_going_on
     assert raised.value.code == "RunInProgress"
 
 
-def test_mapped_tables_are_validated_where_the_mapping_puts_them_and_left_out_ones_not(copied):
+def test_mapped_tables_are_validated_where_the_mapping_puts_them(ready):
+    [rental] = [app.id for app in ready.migration.select(App, Query()) if app.name == "Rental"]
+    ready.migration.create_mapping({"app_id": rental, "table_name": "New Note", "source_table_name": "Legacy Note"})
+    ready.run()
+    validate(ready)
+    assert found(ready) == []
+
+    ready.in_target(f'delete from "{CRONUS}"."New Note${rental}"')
+    validate(ready, "rows", force=True)
+    assert [row[:4] for row in found(ready)] == [(CRONUS, f"New Note${rental}", "rows", "count")]
+    assert "Legacy Note" not in {p.table_name for p in progress(ready)}
+
+
+def test_tables_that_are_left_out_are_not_validated(copied):
     copied.migration.change_table(copied.switch(CUSTOMER, CRONUS).id, {"replicate": False}, ANY)
     copied.in_target(f"delete from {PLACE}")
     validate(copied)
