@@ -17,7 +17,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 
 from skylift import telemetry
-from skylift.engine import pool
 from skylift.errors import SetupError
 from skylift.migration import Migration
 from skylift.migration.coordinator import coordinate
@@ -93,7 +92,7 @@ def receiver():
 
 
 def test_a_run_is_a_trace_of_its_tables_and_their_parts(tmp_path, sample_file, receiver, monkeypatch):
-    monkeypatch.setattr(pool, "CHUNK_BYTES", 20_000)                  # some tables come in chunks
+    monkeypatch.setattr("skylift.engine.copy.CHUNK_BYTES", 20_000)                  # some tables come in chunks
     with watched(tmp_path / "lab", sample_file, telemetry_log="", otlp_endpoint=receiver.url + "/", otlp_headers="api-key=g%20heim") as lab:
         lab.prepare()
         lab.run()

@@ -6,6 +6,7 @@ No primary keys are built: DuckDB's ART indexes must fit in memory and slow bulk
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from skylift.connectors import Batches, CopyPlan, TableState, Target
-from skylift.connectors.duckdb_engine import KEYS, LARGE_ROW, LARGE_VALUES, NEW_TABLE, Share, engine, need
+from skylift.connectors.duckdb_engine import ENOUGH, KEYS, LARGE_ROW, LARGE_VALUES, NEW_TABLE, Share, engine, need
 from skylift.connectors.ledger import STATES, digest_of, mark_of, mark_text, states_of
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient, ValueRefused
@@ -26,6 +27,7 @@ from skylift.losses import Losses
 from skylift.model import ARROW, Digest, Table, TargetName
 
 READ_ROWS = 16_384
+LARGE_BATCH = 32 * 2**20          # bytes of rows with large values that are read at a time
 FINDERS = 2                       # threads that look for a few rows among many
 
 # A transaction that fills a row group (122,880 rows) writes it compressed while it loads; a smaller one goes through the write-ahead
@@ -130,21 +132,46 @@ class DuckDBTarget:
         return {chunk: digest_of(count, digest) for chunk, count, digest in rows}
 
     def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
-        schema = table.schema
         if self._rows("select 1 from duckdb_columns() where database_name = ? and schema_name = ? and table_name = ?"
                       " and lower(column_name) = 'rowid'", self._name, name.schema or "main", name.table):    # it hides the row ids
-            return [self._part(name, schema, "")]
+            return [self._whole(name, table.schema)]
         [(last,)] = self._rows(f"select coalesce(max(rowid), 0) from {_table(name)}")
         if last < parts * READ_ROWS:
-            return [self._part(name, schema, "")]
-        bounds = [last * i // parts for i in range(1, parts)]
-        return [self._part(name, schema, f"where rowid >= {lo}" + (f" and rowid < {hi}" if hi else ""))
-                for lo, hi in zip([0, *bounds], [*bounds, None], strict=True)]
+            parts = 1
+        bounds = [(last + 1) * i // parts for i in range(parts + 1)]
+        return [self._part(name, table, lo, hi) for lo, hi in itertools.pairwise(bounds)]
 
-    def _part(self, name: TargetName, schema: pa.Schema, where: str) -> Batches:
+    def _whole(self, name: TargetName, schema: pa.Schema) -> Batches:
         with self._told(), self._engine.memory.share() as memory, self._cursor() as cursor:
             memory.at_least(need(schema))
-            yield from _read(cursor, f"select {_columns(schema)} from {_table(name)} {where}", schema)
+            yield from _read(cursor, f"select {_columns(schema)} from {_table(name)}", schema)
+
+    def _part(self, name: TargetName, table: Table, first: int, end: int) -> Batches:
+        """The rows with these row ids. A scan has the values of 2,048 rows in memory together; where that is too much, fewer are asked for
+        at a time, which DuckDB then reads alone.
+        """
+        schema = pa.schema([*table.schema, pa.field("rowid", pa.int64())])
+        row_bytes = (table.size_bytes or 0) // max(1, table.rows or 0)
+        span = most = end - first if row_bytes < LARGE_ROW else max(1, LARGE_BATCH // row_bytes)
+        with self._told(), self._engine.memory.share() as memory, self._cursor() as cursor:
+            memory.at_least(need(table.schema) + (LARGE_VALUES * row_bytes if row_bytes > LARGE_ROW else 0))
+            while first < end:
+                until = min(end, first + span)
+                rows = f"where rowid >= {first} and rowid < {until}"
+                try:
+                    for batch in _read(cursor, f"select {_columns(table.schema)}, rowid from {_table(name)} {rows}", schema):
+                        yield batch.select(table.schema.names)
+                        first = batch.column(batch.num_columns - 1)[-1].as_py() + 1
+                except (OSError, duckdb.OutOfMemoryException) as error:
+                    if "Out of Memory" not in str(error):
+                        raise
+                    if span == 1 and memory.taken >= ENOUGH:
+                        raise
+                    if span == 1:                  # one row alone needs more
+                        memory.at_least(memory.taken + LARGE_BATCH)
+                    span = max(1, span // 16)
+                else:
+                    first, span = until, min(most, 2 * span)
 
     def discard_copies(self, keep: str) -> None:
         for schema, table in self._rows("select schema_name, table_name from _skylift_copies where copy_id <> ?", keep):
@@ -166,7 +193,7 @@ class DuckDBTarget:
             self._engine.broken |= isinstance(error, duckdb.FatalException | duckdb.InternalException)
             raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}",
                                hint="free space or restore access, then run again: what has arrived stays") from None
-        except duckdb.OutOfMemoryException as error:
+        except (duckdb.OutOfMemoryException, OSError) as error:        # OSError: what Arrow makes of an error while it reads
             if self._engine.memory.allow_more():
                 raise Transient(f"DuckDB file {self.path}: {first_line(error)}") from None
             raise TargetFailed(f"DuckDB file {self.path}: {first_line(error)}", hint="free disk space for DuckDB to spill to") from None
@@ -212,6 +239,7 @@ class DuckDBTransaction:
                     large += batch.nbytes if batch.nbytes > LARGE_ROW * batch.num_rows else 0
                     self._memory.at_least(columns + LARGE_VALUES * batch.nbytes + large)
                     yield batch
+                    del batch
             except BaseException as error:         # DuckDB would turn it into text: keep it and raise it again below
                 failure.append(error)
                 raise

@@ -244,6 +244,7 @@ class SqliteSource(FedSource):
                     batch, first = batch.slice(1), False
                 if batch.num_rows:
                     yield batch if mark else cast_batch(batch, table)
+                del batch                          # before the next one is read: it may be one value of 50 MB
 
     def _explain(self, connection, table: Table, tail: str, params: Sequence[Any], error: Exception) -> Exception:
         """The driver names a column's number at most: find the row whose value is not of its column's storage class."""

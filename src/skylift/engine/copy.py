@@ -33,8 +33,19 @@ from skylift.model import ARROW, Chunk, CopyTask, Digest, KeyRange, Progress, Ta
 from skylift.runs import TableStatus
 
 CHUNK_BYTES = 256 * 2**20
+LARGE_ROW_BYTES = 2 * 2**20         # a table whose rows are larger on average goes in smaller chunks, one at a time: each value is held
+LARGE_CHUNK_BYTES = 32 * 2**20      # several times on its way, and some targets hold those of a transaction together
 SWEPT_SHARE = 0.1                   # of a table's rows in differing buckets, above which a sweep gives way to a full copy
 SWEPT_ROWS = 10_000                 # but so many are always swept
+
+
+def has_large_rows(table: Table) -> bool:
+    """As far as it has been measured."""
+    return (table.size_bytes or 0) > LARGE_ROW_BYTES * (table.rows or 0)
+
+
+def chunk_bytes(table: Table) -> int:
+    return LARGE_CHUNK_BYTES if has_large_rows(table) else CHUNK_BYTES
 
 
 class Stopped(Exception):
@@ -90,7 +101,8 @@ class Copier:
             plan = None             # the source is not what it was when the copy began
         if plan is None:
             rows = task.table.rows or 0
-            ranges = self.source.split(task.table, -(-rows // (-(-rows // self.target.chunk_rows // workers) * workers or 1)), CHUNK_BYTES)
+            ranges = self.source.split(task.table, -(-rows // (-(-rows // self.target.chunk_rows // workers) * workers or 1)),
+                                       chunk_bytes(task.table))
             plan = CopyPlan(watermark, json.dumps({
                 "columns": columns_of(task.table), "ranges": [[_to_json(keys.lo), _to_json(keys.hi)] for keys in ranges]}))
             with self.target.transaction() as t:
@@ -125,7 +137,7 @@ class Copier:
                               hint="run again: it is copied afresh")
         expected = sum(arrived.values(), Digest())
         if self.verify:
-            parts = self.target.read_parts(build, table, workers)
+            parts = self.target.read_parts(build, table, 1 if has_large_rows(table) else workers)
             with ThreadPoolExecutor(len(parts)) as pool:
                 found = sum(pool.map(lambda part: digest_all(self.until_stopped(part)), parts), Digest())
             compare(table.path, expected, found)
@@ -238,6 +250,7 @@ class Copier:
         with closing(batches):                     # at once: an open statement keeps its connection from closing
             for batch in self.until_stopped(batches):
                 yield self.target.fit(batch, table)
+                del batch                          # before the next one is read, here and wherever else batches pass: a value may be large
 
     def until_stopped(self, batches: Batches) -> Iterator[pa.RecordBatch]:
         with closing(batches):
@@ -245,6 +258,7 @@ class Copier:
                 if self.stopping():
                     raise Stopped
                 yield batch
+                del batch
 
 
 def compare(table: str, source: Digest, target: Digest) -> None:

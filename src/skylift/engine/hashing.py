@@ -146,6 +146,7 @@ class HashedStream:
             self.digest += digest(batch)
             self.size_bytes += batch.nbytes
             yield batch
+            del batch
 
 
 def _lanes(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 from skylift.connectors import STATE, SWEEP, CopyPlan, Source, TableState, Target
 from skylift.engine.columns import filled_from, schema_change, table_of
-from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name, is_there
+from skylift.engine.copy import Copier, Stopped, build_name, chunk_bytes, has_large_rows, is_there
 from skylift.engine.preserve import add_changed, add_missing
 from skylift.errors import CopyError, SkyliftError, SourceChanged, Transient
 from skylift.losses import taken
@@ -73,6 +74,7 @@ class _Work:
         self.results: queue.Queue[Progress | BaseException] = queue.Queue()
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="copy")
         self._cancelled = cancelled
+        self.large_rows = threading.Lock()              # who holds it loads large values
         self._lock = threading.Lock()
         self._open = 0                                  # units submitted and not ended
         self._reasons: dict[TargetName, str] = {}
@@ -209,7 +211,7 @@ class _Work:
                 self._submit(self._preserved, sized)
                 continue
             rows, size = measured.rows or 0, measured.size_bytes or 0
-            if rows > target.chunk_rows or size > CHUNK_BYTES:
+            if rows > target.chunk_rows or size > chunk_bytes(measured):
                 self.results.put(self._explained(Progress(sized, TableStatus.IN_PROGRESS, total_rows=rows, mode="full")))
                 self._submit(self._large, sized)
                 continue
@@ -332,7 +334,8 @@ class _LargeCopy:
             return
         began = time.time_ns()
         try:
-            rows, size_bytes = self._work._patiently(lambda: self._work.copier.copy_chunk(self._task, chunk))
+            with self._work.large_rows if has_large_rows(self._task.table) else nullcontext():
+                rows, size_bytes = self._work._patiently(lambda: self._work.copier.copy_chunk(self._task, chunk))
         except (CopyError, Transient) as error:
             self._fail(error)
             return

@@ -1,0 +1,56 @@
+"""Values of 2 to 50 MB arrive, and the process that moves them stays small: measured in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from skylift.connectors import opened
+from skylift.engine.pool import copy_tables
+from skylift.model import CopyTask, TargetName
+from tests.connectors.labs import SOURCES, TARGETS
+from tests.connectors.test_conformance import insert
+
+SIZES = [2 * 2**20 + i * 48 * 2**20 // 11 for i in range(12)]      # 2 to 50 MiB
+# Most of it is several copies of one value: the source's driver, Arrow and the target's encoder each hold one. DuckDB has the large
+# values of neighbouring rows in memory together while it reads them.
+LAKE_MB, POSTGRES_MB, DUCKDB_MB = 650, 750, 1000
+
+
+def copy(source_url, target_url):
+    with opened(source_url, target_url) as (source, open_target):
+        tasks = [CopyTask("", table.name, table, TargetName("", table.name)) for table in source.tables()]
+        done = list(copy_tables(tasks, source, open_target(), copy_id="c1", consumer="tests", workers=2))
+    assert all(p.error is None for p in done), [p.error for p in done]
+    with open("/proc/self/status") as status:      # of this program alone; ru_maxrss also counts what stood here before it was started
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return {"peak_mb": peak / 1024, "rows": done[-1].rows}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell a program's peak of memory")
+@pytest.mark.parametrize(("source_kind", "target_kind", "most_mb"), [
+    ("sqlite", "parquet", LAKE_MB), ("sqlite", "delta", LAKE_MB), ("sqlite", "postgres", POSTGRES_MB), ("sqlite", "duckdb", DUCKDB_MB),
+    ("postgres", "duckdb", DUCKDB_MB),
+])
+def test_values_of_50_mb_arrive_in_bounded_memory(source_kind, target_kind, most_mb, tmp_path):
+    source, target = SOURCES[source_kind](tmp_path), TARGETS[target_kind](tmp_path)
+    rows = [(i, os.urandom(size)) for i, size in enumerate(SIZES)]
+    source.execute(source.ddl("t", {"id": "int", "v": "blob"}, ("id",)))
+    source.execute(insert("t", rows))
+
+    done = subprocess.run([sys.executable, "-m", "tests.engine.test_large_values", source.url, target.url], capture_output=True, text=True,
+                          check=False)
+
+    assert done.returncode == 0, done.stderr
+    taken = json.loads(done.stdout.splitlines()[-1])
+    print(f"{source_kind} -> {target_kind}: {taken['peak_mb']:.0f} MB")
+    assert taken["rows"] == len(SIZES) and taken["peak_mb"] < most_mb
+
+
+if __name__ == "__main__":
+    from skylift.engine.warm import warm_up
+    warm_up(*sys.argv[1:3])
+    print(json.dumps(copy(*sys.argv[1:3])))
