@@ -115,7 +115,7 @@ class Digest:
 class Watermark:
     """How far a target copy reflects its source: `position` in `feed` of the source `incarnation`."""
 
-    feed: str            # 'change_log' or 'fingerprint' (connectors name their own)
+    feed: str            # such as 'change_log' (connectors name their own)
     position: int        # 0 = never copied
     incarnation: str     # identity of the source database; another one means: copy whole
     why: str = field(default="", compare=False)    # of the feed 'sweep': why there is no better one, in words; not kept

@@ -205,23 +205,27 @@ def test_a_recreated_table_and_a_restored_backup_are_copied_whole_and_say_why(so
     assert target.rows("t") == source.rows("t") and target.rows("other").total() == 0
 
 
-def test_a_read_only_source_is_never_written_and_is_copied_whole_when_it_changed(source, target):
+def test_a_read_only_source_is_never_written_and_is_compared_when_it_changed(source, target):
     source.execute(
         source.ddl("t", ITEM, KEY),
         insert("t", simple(0, 20)),
+        "create table keyless (a int)",
+        "insert into keyless values (1)",
     )
     source.execute("pragma journal_mode=delete")
     before = source.path.read_bytes()
     url = source.url + "?mode=ro"
 
-    assert successful(migrate(url, target.url, "c1")) == {"t": "full"}
-    assert successful(migrate(url, target.url, "c2")) == {"t": "unchanged"}
+    assert successful(migrate(url, target.url, "c1")) == {"t": "full", "keyless": "full"}
+    assert successful(migrate(url, target.url, "c2")) == {"t": "unchanged", "keyless": "unchanged"}
     assert source.path.read_bytes() == before
-    source.execute(insert("t", simple(20, 5)))
+    source.execute(insert("t", simple(20, 5)), "delete from t where line = 3", "update t set name = 'new' where line = 4")
+    changed = source.path.read_bytes()
     results = migrate(url, target.url, "c3")
 
-    assert successful(results) == {"t": "full"} and "read-only" in results["t"].reason
-    assert target.rows("t") == source.rows("t")
+    assert successful(results) == {"t": "incremental", "keyless": "full"} and "no primary key" in results["keyless"].reason
+    assert (results["t"].inserted, results["t"].updated, results["t"].deleted) == (5, 1, 1)
+    assert target.rows("t") == source.rows("t") and source.path.read_bytes() == changed
 
 
 def test_untrack_leaves_the_source_as_it_was_found(source, target):

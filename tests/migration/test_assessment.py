@@ -99,7 +99,7 @@ def test_a_source_that_must_not_be_written_has_no_log_and_says_so(files):
 
     rows = findings_of(files.migration, files.source.url + "?mode=ro", files.target.url)
 
-    assert [(key, row.severity) for key, row in rows.items()] == [(("ChangeFeed", "t", ""), I)]
+    assert [(key, row.severity) for key, row in rows.items()] == [(("ChangeFeed", "t", ""), W)]
 
 
 def test_a_table_that_stands_in_the_target_is_compared_column_by_column(files):

@@ -228,7 +228,7 @@ def test_headers_are_not_shown():
 
 
 def test_off_is_off(tmp_path):
-    """Nothing is imported, measured or told; docs/telemetry.md says what that costs."""
+    """Nothing is imported, measured or told."""
     code = ("import sys; from pathlib import Path; from skylift.app import create_app; from skylift.settings import Settings; "
             "app = create_app(Settings(home=Path(sys.argv[1]))); api = app.router.default; "
             "assert api.observe is None and not api.service.telemetry.on; "

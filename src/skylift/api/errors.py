@@ -66,7 +66,8 @@ def of_service(error: SkyliftError) -> ODataError:
     """What the service refused, as the wire says it: business refusals are 400 with sentence and hint (A3)."""
     message = error.message[:1].upper() + error.message[1:].rstrip(".") + "."
     if error.hint:
-        message += f" {error.hint[:1].upper()}{error.hint[1:].rstrip('.')}."
+        first = error.hint[:1] if error.hint.startswith("skylift ") else error.hint[:1].upper()      # a command is spelt as it is typed
+        message += f" {first}{error.hint[1:].rstrip('.')}."
     match error:
         case SetupError() | StateError() | CopyError() | SourceFailed() | TargetFailed():
             return ODataError(400, "Application_DialogException", message, skylift_code=error.code)

@@ -3,7 +3,7 @@
 Everything goes through the ADBC driver's own SQLite, never through the sqlite3 module: two copies of SQLite in one process
 drop each other's file locks (https://www.sqlite.org/howtocorrupt.html, section 2.2.1).
 
-The change log (connectors/sqlite_log.py) is installed in the file unless `mode=ro` forbids it. Without it, a fingerprint of
+The change log (connectors/sqlite_log.py) is installed in the file unless `mode=ro` forbids it. Without it, the state of
 the file tells whether anything at all has changed.
 """
 

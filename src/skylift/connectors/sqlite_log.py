@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from skylift.connectors import Batches, Changes
+from skylift.connectors import STATE, Batches, Changes
 from skylift.connectors.sql import quote
 from skylift.errors import SourceChanged
 from skylift.model import Table, Watermark
@@ -164,7 +164,7 @@ class ChangeLog:
 
 
 class Fingerprint:
-    """For a file that must not be written: has anything at all changed? Position 1 of a fingerprint is that very state."""
+    """For a file that must not be written: has anything at all changed? Where it has, tables are compared (the feed STATE)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -178,7 +178,7 @@ class Fingerprint:
                 state.update(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino};".encode())
         with self._path.open("rb") as file:
             state.update(file.read(100))
-        return Watermark("fingerprint", 1, state.hexdigest())
+        return Watermark(STATE, 1, state.hexdigest())
 
     def track(self, tables: Sequence[Table], consumer: str) -> dict[str, Watermark]:
         return dict.fromkeys((table.path for table in tables), self._mark())

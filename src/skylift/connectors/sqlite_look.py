@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
+from skylift.connectors import STATE
 from skylift.connectors.looks import Forecast, Remark, SourceLook
 from skylift.connectors.sqlite import SqliteSource, open_source
 from skylift.model import Table
@@ -60,7 +61,7 @@ class SqliteLook:
 
     def feeds(self, tables: Sequence[Table]) -> Mapping[str, Forecast]:
         forecast = Forecast("change_log") if self._to_be_written else Forecast(
-            "fingerprint", "the URL says mode=ro, so nothing logs changes: once anything has changed, the table is copied whole",
+            STATE, "the URL says mode=ro, so nothing logs changes: once anything in the file has changed, the table is compared row by row",
             "leave out mode=ro, if triggers may be made in the source")
         return dict.fromkeys((table.path for table in tables), forecast)
 

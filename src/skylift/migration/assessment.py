@@ -135,8 +135,7 @@ def sides_of(service: Service) -> Sides:
             raise verb.refusal()
         row = verb.row
     if not row["source_url"] or not row["target_url"]:
-        raise StateError("no source is connected yet", code="NotSetUp", hint="name both sides: skylift assess --product P --source URL "
-                         "--target URL")
+        raise StateError("no source is connected yet", code="NotSetUp", hint="name it: skylift assess --product P --source URL")
     return Sides(find_product(row["product_id"]), service.box.open(row["source_url"]), service.box.open(row["target_url"]))
 
 
