@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import skylift
-from skylift.cli import app, assessing
+from skylift.cli import app
 from skylift.engine.census import CODES
 from skylift.errors import CopyError, SchemaChanged, ValueRefused
 from skylift.migration import assessment
@@ -147,7 +147,7 @@ def test_a_target_that_somebody_writes_to_is_not_now(call, source, tmp_path):
 
 
 def test_what_takes_longer_shows_rate_and_time_left(call, source, monkeypatch):
-    monkeypatch.setattr(assessing, "LINE_S", 0.0)
+    monkeypatch.setattr("skylift.cli.follow.LINE_S", 0.0)
     _, _, shown = call("assess", "--product", "DynamicsBCLast", "--source", "sqlite:///bc.db", "--scan")
     assert re.search(r"\d+ of about \d+ rows read, [\d,]+ rows/s, about [\d,]+ s left", shown)
 

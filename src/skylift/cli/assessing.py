@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from skylift.cli.follow import LINE_S
+from skylift.cli.follow import progress
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, command
 from skylift.errors import SetupError, StateError
 from skylift.model import Assessment, Finding
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 
 NAMED = 3                         # places that are named of a finding with many
 _APP = re.compile(r"(?i)\$[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-LONG = 2.0                        # seconds after which progress is shown
 
 
 @command("skylift assess --product Custom --source sqlite:///bc.db", target=True)
@@ -56,10 +52,11 @@ def assess(
     if show:
         return _report(session, _kept(session), None)
     sides = _sides(session, product, source)
-    with _meter(session) as tell:
+    with progress(session) as told:
         from skylift.migration.assessment import assess as look
 
-        outcome = look(migration, sides, with_scan=scan, allow_scratch=scratch, tell=tell)
+        outcome = look(migration, sides, with_scan=scan, allow_scratch=scratch,
+                       tell=lambda rows, of: told(f"{rows:,} of about {of:,} rows read", rows, rows, max(of, rows)))
     assert outcome is not None                     # nobody stops it but Ctrl-C
     return _report(session, record(migration, outcome), outcome)
 
@@ -97,7 +94,8 @@ def _report(session: Session, found: list[Finding], outcome: Outcome | None) -> 
     session.say(assessment.details)
     open_ = [finding for finding in found if finding.severity is Severity.BLOCKING and finding.accepted_at is None]
     counts = ", ".join(f"{sum(finding.severity is severity for finding in found):,} {severity.lower()}" for severity in order)
-    session.say(f"{len(found):,} findings: {counts}; " + (f"{len(open_):,} to be mended or accepted first" if open_ else "nothing blocks"))
+    session.say(f"{len(found):,} finding{'' if len(found) == 1 else 's'}: {counts}; "
+                + (f"{len(open_):,} to be mended or accepted first" if open_ else "nothing blocks"))
     session.answer({"assessment": assessment, "blocked": bool(open_), "findings": found, **_more(outcome)})
     return FAILED if open_ else OK
 
@@ -134,36 +132,3 @@ def _place(finding: Finding) -> str:
     """Without the app's id, for people."""
     column = f".{finding.column_name}" if finding.column_name else ""
     return f"{finding.company_name} {_APP.sub('', finding.table_name)}{column}".strip()
-
-
-@contextmanager
-def _meter(session: Session) -> Iterator[Callable[[int, int], None]]:
-    """Shows rows read, rate and time left: a bar on a terminal, a line every two seconds elsewhere; nothing of what is over sooner."""
-    began = last = 0.0
-    if session.progress.is_terminal and not session.as_json:
-        with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-                      console=session.progress, transient=True) as bar:
-            task = bar.add_task("reading", total=None, rate="")
-
-            def draw(rows: int, of: int) -> None:
-                nonlocal began
-                began = began or time.monotonic()
-                elapsed = time.monotonic() - began
-                if elapsed >= LONG:
-                    bar.update(task, description=f"{rows:,} of about {of:,} rows read", total=max(of, rows), completed=rows,
-                               rate=f"{rows / elapsed:,.0f} rows/s")
-
-            yield draw
-        return
-
-    def line(rows: int, of: int) -> None:
-        nonlocal began, last
-        now = time.monotonic()
-        if not began:
-            began = last = now
-        if now - last >= LINE_S:
-            last = now
-            rate = rows / max(now - began, 0.001)
-            session.note(f"{rows:,} of about {of:,} rows read, {rate:,.0f} rows/s, about {max(0, of - rows) / max(rate, 1):,.0f} s left")
-
-    yield line

@@ -118,8 +118,8 @@ class Tally:
 class Pace:
     """How fast it goes since the first look; what was done before that says nothing about it."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], unit: str = "rows") -> None:
+        self._clock, self._unit = clock, unit
         self._began = clock()
         self._first: tuple[int, int] | None = None
 
@@ -127,18 +127,19 @@ class Pace:
         """The rate and, once some of the work is done, the time that is left. `done` of `work` is in any unit."""
         first_rows, first_done = self._first = self._first or (rows, done)
         elapsed = self._clock() - self._began
-        rate = f"{max(0, rows - first_rows) / max(0.001, elapsed):,.0f} rows/s"
+        rate = f"{max(0, rows - first_rows) / max(0.001, elapsed):,.0f} {self._unit}/s"
         done, left = done - first_done, work - done
         told = left > 0 and done > 0.05 * (done + left)
         return rate, f"about {elapsed * left / done:,.0f} s left" if told else ""
 
 
 @contextmanager
-def progress(session: Session) -> Iterator[Callable[..., None]]:
+def progress(session: Session, unit: str = "rows") -> Iterator[Callable[..., None]]:
     """A function `show(text, rows, done, work, last=False)`, to be called often: a bar with rate and time left on a terminal, a
-    line every two seconds elsewhere. `rows` gives the rate, `done` of `work` the time left; `last` ends it with a line.
+    line every two seconds elsewhere. `rows` (or what `unit` says) gives the rate, `done` of `work` the time left; `last` ends it
+    with a line.
     """
-    pace = Pace(time.monotonic)
+    pace = Pace(time.monotonic, unit)
     if session.progress.is_terminal and not session.as_json:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"),
                    TimeRemainingColumn(elapsed_when_finished=True))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from skylift.cli.commands import find_company, list_companies
-from skylift.cli.follow import LINE_S, equals, wait
+from skylift.cli.follow import equals, progress, wait
 from skylift.cli.frame import FAILED, OK, Session, command
 from skylift.errors import NotFound, SkyliftError, StateError
 from skylift.model import Validation, ValidationResult
@@ -54,7 +53,7 @@ def validate(
 
 
 def _wait(session: Session, asked: Validation) -> Validation:
-    migration, last = session.migration, 0.0
+    migration = session.migration
 
     def look() -> tuple[Validation, int]:
         return migration.get(Validation, asked.id), migration.validated(asked.id)
@@ -62,22 +61,10 @@ def _wait(session: Session, asked: Validation) -> Validation:
     def ended(state: tuple[Validation, int]) -> bool:
         return state[0].status is not ValidationStatus.IN_PROGRESS
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-    drawn = session.progress.is_terminal and not session.as_json
-    with Progress(*columns, console=session.progress, disable=not drawn) as bar:
-        task = bar.add_task("validating", total=None)
-        began, first = bar.get_time(), -1
-
+    with progress(session, "checks") as told:
         def show(state: tuple[Validation, int]) -> None:
-            nonlocal last, first
-            (validation, done), now = state, bar.get_time()
-            text = f"{done:,} of {validation.total:,} checks"
-            bar.update(task, description=text, total=validation.total or None, completed=done)
-            first = done if first < 0 and validation.total else first
-            if not drawn and validation.total and (now - last >= LINE_S or ended(state)):
-                last, rate = now, (done - first) / max(0.001, now - began)
-                left = f", about {(validation.total - done) / rate:,.0f} s left" if rate and not ended(state) else ""
-                session.note(f"validating: {text}{left}")
+            validation, done = state
+            told(f"validating: {done:,} of {validation.total:,} checks", done, done, validation.total, last=ended(state))
 
         return wait(session, look, ended, show)[0]
 

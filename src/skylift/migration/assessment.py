@@ -84,6 +84,8 @@ class Outcome:
     @property
     def details(self) -> str:
         """A sentence or two."""
+        if not self.keys:
+            return f"{self.source} to {self.target}: nothing could be looked at beyond this."
         how = "every row was read" if self.scan else "catalogues and statistics were read"
         if not self.estimate.duration_s:
             return f"{self.source} to {self.target}: {how}."

@@ -73,7 +73,8 @@ def load_pack(folder: Path) -> Pack:
         content = tomllib.loads(text)
     except FileNotFoundError:
         built_in = ", ".join(sorted(path.parent.name.replace("_", "-") for path in BUILT_IN.glob("*/pack.toml")))
-        raise _wrong(manifest, "is not there", f"name a folder with a pack.toml, or a built-in pack: {built_in}") from None
+        raise _wrong(manifest, "is not there", "name a folder with a pack.toml, from where you are or from the home "
+                     f"folder, or a built-in pack: {built_in}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise _wrong(manifest, f"cannot be read: {error}") from None
     _check_keys(manifest, content, _PACK_KEYS, ("name", "version"))
