@@ -260,6 +260,7 @@ def test_a_served_run_is_told_by_server_and_coordinator_and_both_end_in_time_wit
         [row] = http.get(f"{root}/cloudMigrationStatus", headers=headers).json()["value"]
         http.post(f"{root}/cloudMigrationStatus({row['id']})/Microsoft.NAV.runReplication", headers=headers).raise_for_status()
         patiently(lambda found: found.get(("skylift_state", "UpgradePending")) and found.get(("skylift_coordinators",)))
+        wait_for(lambda: any(m.name == "skylift.rows.copied" for m in receiver.metrics), 20)
     lines = [json.loads(line) for line in (home / "events.jsonl").read_text().splitlines()]
     assert {("AL0000K0J", "robot"), ("AL0000JMN", "robot"), ("AL0000K0H", "coordinator")} <= {(x["eventId"], x.get("actor")) for x in lines}
     assert {attributes(span).get("skylift.actor") for span in receiver.spans} >= {"robot", "coordinator"}

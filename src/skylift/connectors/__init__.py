@@ -184,6 +184,7 @@ class Target(Destination, Protocol):
     """A database to copy to; safe to call from several threads. The ledger beside the data is the truth about what arrived."""
 
     dialect: str                    # of its SQL: the scheme of its URL; '' = it has none, and no transaction for statements
+    holds_values: bool              # has the large values of a transaction in memory together
 
     def transaction(self) -> AbstractContextManager[Transaction]: ...
     def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:

@@ -82,6 +82,7 @@ class DuckDBTarget:
     formats: Container[str] = (ARROW,)
     losses = Losses()
     dialect = "duckdb"
+    holds_values = True
 
     def __init__(self, path: Path) -> None:
         """Raises what DuckDB raises."""

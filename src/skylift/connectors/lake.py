@@ -100,6 +100,7 @@ class LakeTarget:
     chunk_rows = CHUNK_ROWS
     formats: Container[str] = (ARROW,)
     dialect = ""
+    holds_values = False
     losses: Losses
 
     def __init__(self, store: Any, form: Form) -> None:

@@ -106,6 +106,7 @@ class PostgresTarget:
     chunk_rows = CHUNK_ROWS
     formats: Container[str] = (ARROW, PG_BINARY)
     dialect = "postgresql"
+    holds_values = False
     losses: Losses
 
     def __init__(self, url: URL) -> None:

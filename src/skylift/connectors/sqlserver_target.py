@@ -97,6 +97,7 @@ class SqlServerTarget:
     chunk_rows = CHUNK_ROWS
     formats: Container[str] = (ARROW,)
     dialect = "mssql"
+    holds_values = False
 
     def __init__(self, url: URL, *, ledger: bool = True) -> None:
         """`ledger`: it is made where it is missing."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from skylift.connectors import STATE, SWEEP, CopyPlan, Source, TableState, Target
 from skylift.engine.columns import filled_from, schema_change, table_of
-from skylift.engine.copy import Copier, Stopped, build_name, chunk_bytes, has_large_rows, is_there
+from skylift.engine.copy import CHUNK_BYTES, Copier, Stopped, build_name, chunk_bytes, has_large_rows, is_there
 from skylift.engine.preserve import add_changed, add_missing
 from skylift.errors import CopyError, SkyliftError, SourceChanged, Transient
 from skylift.losses import taken
@@ -211,7 +211,7 @@ class _Work:
                 self._submit(self._preserved, sized)
                 continue
             rows, size = measured.rows or 0, measured.size_bytes or 0
-            if rows > target.chunk_rows or size > chunk_bytes(measured):
+            if rows > target.chunk_rows or size > (chunk_bytes(measured) if target.holds_values else CHUNK_BYTES):
                 self.results.put(self._explained(Progress(sized, TableStatus.IN_PROGRESS, total_rows=rows, mode="full")))
                 self._submit(self._large, sized)
                 continue

@@ -55,7 +55,7 @@ class UpgradeVerbs(Service):
                 raise verb.refusal()
             # Diagnostic runs and set-up rows do not take its place: a later run that copies moves the waiting one on.
             later = sa.select(runs.c.id).where(runs.c.ended_at > run.ended_at).limit(1)
-            if run != waiting and connection.execute(later).first():
+            if id is not None and run != waiting and connection.execute(later).first():
                 raise StateError("there is a newer run than this one", hint="use the newest", code="NotNewest")
             product = find_product(verb.row["product_id"])
             if not product.upgrades:
