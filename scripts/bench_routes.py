@@ -134,7 +134,7 @@ def _postgres_to_lakes(source: str, folder: Path, rows: int, runs: int) -> list[
     lines: list[Line] = []
     for name in ("Parquet", "Delta"):
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            taken = [run(source, f"{name.lower()}://{place}/{uuid.uuid4().hex}") for _ in range(runs)]
+            taken = [run(source, f"{name.lower()}:///{place}/{uuid.uuid4().hex}") for _ in range(runs)]
         seconds, memory = statistics.median(t["seconds"] for t in taken), max(t["memory_mb"] for t in taken)
         lines += [(f"PostgreSQL → {name}, {rows:,} rows × 50 columns, verified", f"{seconds:.2f} s", "–", "–", "–"),
                   (f"its peak memory ({name})", f"{memory:.0f} MB", "–", "–", "≤ 600 MB")]
