@@ -151,7 +151,7 @@ def test_verification_sees_what_others_have_changed(source, target):
     target.table("t").update({"v": "'changed'"}, predicate="id = 9")
     reader, writer = open_source(source.url), open_target(target.url)
 
-    [found] = compare_tables([CopyTask("", t.name, t, TargetName("", t.name)) for t in reader.tables()], reader, writer)
+    [found] = compare_tables([CopyTask("", t.name, t, TargetName("", t.name)) for t in reader.tables()], reader, writer, writer.states())
     writer.close()
     reader.close()
 

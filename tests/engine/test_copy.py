@@ -380,7 +380,7 @@ def test_verify_names_missing_extra_and_different_rows(source, target):
     reader, writer = open_source(source.url), open_target(target.url)
     tasks = [CopyTask("", t.name, t, TargetName("", t.name)) for t in reader.tables()]
 
-    found = {d.task.table.name: d for d in compare_tables(tasks, reader, writer)}
+    found = {d.task.table.name: d for d in compare_tables(tasks, reader, writer, writer.states())}
     writer.close()
 
     assert found["same"].equal and not found["t"].equal

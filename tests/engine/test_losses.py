@@ -45,7 +45,7 @@ def run(labs, copy_id, accepted):
     try:
         tasks = [CopyTask("", t.name, t, TargetName("", t.name)) for t in reader.tables()]
         last = {p.task.table.path: p for p in copy_tables(tasks, reader, writer, copy_id=copy_id, consumer="tests", workers=2)}
-        return last, list(compare_tables(tasks, reader, writer))
+        return last, list(compare_tables(tasks, reader, writer, writer.states()))
     finally:
         writer.close()
         reader.close()

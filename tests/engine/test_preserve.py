@@ -169,7 +169,7 @@ def test_verify_asks_that_nothing_is_missing_and_reports_the_rest(source, target
 
     def verify():
         reader, writer = open_source(source.url), open_target(target.url)
-        [found] = compare_tables(tasks_of(reader), reader, writer)
+        [found] = compare_tables(tasks_of(reader), reader, writer, writer.states())
         writer.close()
         return found
 

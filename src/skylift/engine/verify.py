@@ -6,7 +6,7 @@ differ are read again, and in those the differing keys and columns are named. Me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from skylift.engine.copy import CHUNK_BYTES
 from skylift.engine.hashing import digest_all
 from skylift.engine.preserve import overlap
 from skylift.errors import CopyError
-from skylift.model import ARROW, UNTOLD, CopyTask, Digest, KeyRange, Reading, Table
+from skylift.model import ARROW, UNTOLD, CopyTask, Digest, KeyRange, Reading, Table, TargetName
 
 BUCKETS = 4096
 BUCKETS_READ = 16                 # differing buckets that are looked into
@@ -47,10 +47,12 @@ class TableDifference:
         return self.upgraded or (self.source is not None and (self.source == self.target or self.covered))
 
 
-def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, *, workers: int = 2,
+def compare_tables(tasks: Sequence[CopyTask], source: Source, target: Target, states: Mapping[TargetName, TableState], *, workers: int = 2,
                    stop: Callable[[], bool] = lambda: False, reading: Reading = UNTOLD) -> Iterator[TableDifference]:
-    """Compare every task's table, one after the other; returns early when `stop()` turns true. `reading` counts the source's rows."""
-    states = target.states()
+    """Compare every task's table, one after the other; returns early when `stop()` turns true.
+
+    `states`: the target's. `reading` counts the source's rows.
+    """
     reading.begin(sum(states[task.target].digest.rows if task.target in states else task.table.rows or 0 for task in tasks))
     with ThreadPoolExecutor(workers) as pool:
         for task in tasks:

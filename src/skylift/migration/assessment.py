@@ -29,6 +29,7 @@ from skylift.migration.blocking import has_copied
 from skylift.migration.changes import note
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, Verb, get_migration, get_row
+from skylift.migration.verification import switched
 from skylift.model import Assessment, CopyTask, Finding
 from skylift.products import Product
 from skylift.products.naming import is_called
@@ -198,15 +199,9 @@ def _plan(service: Service, sides: Sides, source: SourceLook, target: TargetLook
     preserved = {(table.company, table.table_name) for table in catalogue.tables if table.preserve}
     whole = of_companies(lay_out(catalogue, mappings, source.source.tables, target.max_name_bytes),
                          marked or [company.name for company in catalogue.companies])
-    tasks = []
-    for task in whole.tasks:
-        key = (task.company, task.table_name)
-        switch = switches.get(key)
-        if switch is None or switch.replicate:
-            tasks.append(replace(task, preserve=switch.preserve if switch is not None else key in preserved))
     found = [Found(Remark("Note" if not text[:5].isdecimal() else text[:5], Severity.WARNING, text.removeprefix(f"{text[:5]}: ")))
              for text in (*catalogue.notes, *source.source.notes())]
-    return replace(whole, tasks=tasks), found, catalogue.version
+    return replace(whole, tasks=switched(whole.tasks, switches, preserved)), found, catalogue.version
 
 
 def _strangers(service: Service, tasks: list[CopyTask], target: TargetLook) -> list[Found]:

@@ -117,10 +117,10 @@ class SetupVerbs(Service):
             if verb.state is not MigrationState.NOT_SET_UP:
                 if_match(get_row(verb.connection, Setup, verb.row["id"]))
             self._check_product(verb, product)
-            if verb.row["target_url"] and self.box.open(verb.row["target_url"]) != target_url:
+            leaves = bool(verb.row["target_url"]) and self.box.open(verb.row["target_url"]) != target_url
+            if leaves:
                 _leave_target(verb)
-                self._lift_lock(verb)
-            elif not locks:
+            if leaves or not locks:
                 self._lift_lock(verb)
             self._store(verb, found, whole)
             try:

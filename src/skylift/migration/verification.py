@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -53,10 +54,11 @@ def compare(service: Service, stop: Callable[[], bool] = lambda: False, reading:
         found = find_product(row["product_id"]).discover(source)
         target = open_target()
         tasks = taking_part(service, found, source, target)
-        if tasks and not target.states().keys() & {task.target for task in tasks}:
+        states = target.states()
+        if tasks and not states.keys() & {task.target for task in tasks}:
             raise StateError("nothing has been copied yet, so there is nothing to compare", code="NothingCopied",
                              hint="run the replication first (skylift run; API: runReplication)")
-        yield from compare_tables(tasks, source, target, workers=service.settings.workers, stop=stop, reading=reading)
+        yield from compare_tables(tasks, source, target, states, workers=service.settings.workers, stop=stop, reading=reading)
 
 
 def taking_part(service: Service, found: Catalogue, source: Source, target: Target) -> list[CopyTask]:
@@ -66,9 +68,19 @@ def taking_part(service: Service, found: Catalogue, source: Source, target: Targ
         marked = connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all()
         switches = {(row.company_name, row.table_name): row for row in connection.execute(sa.select(registry))}
     whole = plan(found, mappings, source.tables, target.max_name_bytes)
-    tasks = []
-    for task in of_companies(whole, marked).tasks:
-        switch = switches.get((task.company, task.table_name))
+    return switched(of_companies(whole, marked).tasks, switches)
+
+
+def switched(tasks: Iterable[CopyTask], switches: Mapping[tuple[str, str], Any],
+             preserved: Container[tuple[str, str]] = frozenset()) -> list[CopyTask]:
+    """The tables that are not left out, preserved where `switches`, rows of the registry by (company, table), say so.
+
+    `preserved`: what is to be preserved of the tables that the registry does not know yet.
+    """
+    found = []
+    for task in tasks:
+        key = (task.company, task.table_name)
+        switch = switches.get(key)
         if switch is None or switch.replicate:
-            tasks.append(replace(task, preserve=switch is not None and switch.preserve))
-    return tasks
+            found.append(replace(task, preserve=switch.preserve if switch is not None else key in preserved))
+    return found
