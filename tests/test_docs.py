@@ -17,7 +17,7 @@ def test_every_dependency_has_a_line_that_says_why():
 
 def test_the_lock_file_names_versions_and_hashes_and_no_registry():
     lock = (ROOT / "requirements.lock").read_text()
-    assert "://" not in lock and "--index-url" not in lock
+    assert "://" not in lock and set(re.findall(r"--[\w-]+", lock)) == {"--hash"}
     for line in lock.splitlines():
         assert re.match(r"[a-z0-9._-]+(\[[a-z,]+\])?==\S+( ;.*)? \\$|    --hash=sha256:[0-9a-f]{64}( \\)?$", line), line
 

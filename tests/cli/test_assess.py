@@ -1,24 +1,17 @@
 """skylift assess: before and after set-up, for people and scripts."""
 
-import json
 import re
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import skylift
-from skylift.cli import app
 from skylift.engine.census import CODES
 from skylift.errors import CopyError, SchemaChanged, ValueRefused
 from skylift.migration import assessment
-from skylift.sample import BASE, create_sample
-
-COMPANY = "CRONUS International Ltd_"
-ENTRIES = f'"{COMPANY}$G_L Entry${BASE}"'
+from tests.cli.conftest import COMPANY, ENTRIES
 
 
 def test_another_product_or_source_than_the_one_set_up_is_looked_at_whole(call, source):
@@ -29,35 +22,6 @@ def test_another_product_or_source_than_the_one_set_up_is_looked_at_whole(call, 
 
     assert fresh["estimate"]["tables"] > 20
     assert found["companies"] == fresh["companies"]
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    path = tmp_path_factory.mktemp("assess") / "bc.db"
-    create_sample(path, companies=2, rows=200, tables=12)
-    return path
-
-
-@pytest.fixture
-def source(sample, tmp_path):
-    shutil.copy(sample, tmp_path / "bc.db")
-    return tmp_path / "bc.db"
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    """(exit code, stdout or its document, stderr)"""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SKYLIFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SKYLIFT_POLL_S", "0.05")
-
-    def call(*arguments):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, json.loads(result.stdout) if "--json" in arguments else result.stdout, result.stderr
-
-    return call
 
 
 def spoil(source, *statements):

@@ -1,3 +1,5 @@
+"""The commands of a migration, for people and scripts: what they print, answer and exit with."""
+
 import json
 import os
 import re
@@ -8,58 +10,21 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import duckdb
 import httpx
 import pytest
-from typer.testing import CliRunner
 
 from skylift.cli import app
 from skylift.cli.follow import Pace
 from skylift.migration import Migration
 from skylift.migration.coordinator import is_coordinated
-from skylift.model import NO_ID, Setup
+from skylift.model import Setup
 from skylift.query import Query
-from skylift.sample import BASE, create_sample
+from skylift.sample import BASE
 from skylift.settings import Settings, load_settings
 from skylift.store import open_store
-from skylift.store.tables import deliveries, subscriptions
-
-COMPANY = "CRONUS International Ltd_"
-PACK = str(Path(__file__).parents[1] / "examples" / "credit-limits")
-ENTRIES = f'"{COMPANY}$G_L Entry${BASE}"'
-
-
-@pytest.fixture
-def source(tmp_path):
-    create_sample(tmp_path / "bc.db", companies=2, rows=200, tables=12)
-    return tmp_path / "bc.db"
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    """Call a command on a home of its own: (exit code, stdout, stderr); a document instead of stdout with --json."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SKYLIFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SKYLIFT_POLL_S", "0.05")
-
-    def call(*arguments):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, json.loads(result.stdout) if "--json" in arguments else result.stdout, result.stderr
-
-    return call
-
-
-@pytest.fixture
-def ready(call, source):
-    """A source that is connected, both companies created."""
-    assert call("setup", "--product", "DynamicsBCLast", "--source", f"sqlite:///{source}")[0] == 0
-    assert call("companies", "--mark-all", "--create")[0] == 0
-    return source
+from tests.cli.conftest import COMPANY, ENTRIES, PACK
 
 
 @contextmanager
@@ -184,57 +149,6 @@ def test_run_shows_what_each_company_got_and_names_failed_tables(call, ready):
     code, status, _ = call("status", "--json")
     assert code == 1
     assert [table["table_name"] for table in status["tables"] if table["status"] == "Failed"] == [f"G_L Entry${BASE}"]
-
-
-def test_verify_finds_what_was_changed_behind_its_back(call, ready, tmp_path):
-    ran = call("run")
-    assert ran[0] == 0, ran
-    with duckdb.connect(str(tmp_path / "home" / "target.duckdb")) as target:
-        target.execute(f'update "{COMPANY}"."G_L Entry${BASE}" set Description = \'forged\' where "Entry No_" = 7')
-
-    code, out, told = call("verify")
-    assert code == 1, (out, told)
-    assert "(7,): Description" in out
-    assert "30 tables compared" in out and "1 table differs" in out and "skylift run will copy them again" in out
-    code, verified, _ = call("verify", "--json")
-    assert (code, verified["equal"]) == (1, False)
-    [wrong] = [table for table in verified["tables"] if not table["equal"]]
-    assert (wrong["company"], wrong["table"], wrong["different"]) == (COMPANY, f"G_L Entry${BASE}", ["(7,): Description"])
-
-    assert verified["copied_again"]
-    _, document, _ = call("run", "--json")
-    assert [table["table_name"] for table in document["tables"] if table["mode"] == "full"] == [f"G_L Entry${BASE}"]
-    assert document["run"]["details"] == "All 30 tables are up to date: 1 copied and verified, 29 unchanged since they were."
-    assert call("verify")[0] == 0
-
-
-def test_verify_of_what_was_never_copied_says_so(call, ready):
-    code, out, error = call("verify")
-
-    assert (code, out, "nothing has been copied yet" in error, "skylift run" in error) == (3, "", True, True)
-
-
-def test_verify_says_how_far_it_is(call, ready, monkeypatch):
-    assert call("run")[0] == 0
-    monkeypatch.setattr("skylift.cli.follow.LINE_S", 0.0)
-    _, out, told = call("verify")
-    read, rows, rate = re.findall(r"tables? compared, ([\d,]+) of ([\d,]+) rows, ([\d,]+) rows/s", told)[-1]
-
-    assert read == rows and f"{rows} rows: source and target are equal" in out
-    assert int(rate.replace(",", "")) > 0
-
-
-def test_verify_goes_on_after_a_table_that_cannot_be_read(call, ready):
-    call("run")
-    with closing(sqlite3.connect(ready)) as database, database:
-        database.execute(f'update {ENTRIES} set Amount = \'not a number\' where "Entry No_" = 7')
-
-    code, out, _ = call("verify")
-
-    assert code == 1
-    assert "not comparable: " in out and "not a number" in out
-    assert "29 tables compared" in out and "1 table could not be compared" in out
-    assert "will copy" not in out
 
 
 def test_a_run_that_is_not_waited_for_is_carried_out_by_whoever_coordinates_next(call, ready, tmp_path):
@@ -388,49 +302,6 @@ def test_second_run_without_marked_company_is_refused(call, ready):
     assert (code, "no company is marked" in error) == (3, True)
 
 
-def test_a_token_can_end_by_itself_and_be_an_access_key(call):
-    code, document, _ = call("token", "create", "ci", "--role", "reader", "--expires", "1.5", "--access-key", "--json")
-    ends = datetime.fromisoformat(document["expires_at"]) - datetime.now(UTC)
-    assert (code, len(document["token"])) == (0, 44) and timedelta(hours=35) < ends < timedelta(hours=37)
-    _, out, _ = call("token", "create", "gone", "--role", "reader", "--expires", "0")
-    assert "until " in out and len(out.splitlines()[-1]) > 44
-    assert call("token", "revoke", "gone")[0] == 2       # it has ended already
-    assert f"{datetime.fromisoformat(document['expires_at']):%Y-%m-%d %H:%M}" in call("token", "list")[1]
-
-
-def test_subscriptions_and_calls_of_their_receivers_are_listed_without_secrets(call):
-    home = load_settings()
-    service = Migration(open_store(home.store), home, "tester")
-    assert call("webhook", "list", "--json")[1] == call("webhook", "log", "--json")[1] == []
-    now = datetime.now(UTC)
-    with service.store.write() as connection:
-        connection.execute(subscriptions.insert().values(
-            id="s1", notification_url="https://hook.example/a?code=geheim", resource="api/v1.0/tableMappings", client_state="geheim",
-            user_id=NO_ID, created_by=NO_ID, modified_by=NO_ID, created_at=now, modified_at=now, expires_at=now + timedelta(days=1)))
-        for n in range(3):
-            connection.execute(deliveries.insert().values(at=now, url="https://hook.example/a", subscriptions="s1", items=7, attempt=n + 1,
-                                                          status=503, outcome="again"))
-    service.store.close()
-    for arguments in (["list"], ["list", "--json"], ["log"], ["log", "--json"]):
-        code, out, _ = call("webhook", *arguments)
-        assert code == 0 and "https://hook.example/a" in str(out) and "geheim" not in str(out)
-    assert [row["attempt"] for row in call("webhook", "log", "--last", "2", "--json")[1]] == [3, 2]
-
-
-def test_token_is_alone_on_the_last_line_and_kept_by_name_only(call):
-    code, out, _ = call("token", "create", "ci", "--role", "operator")
-    secret = out.splitlines()[-1]
-    assert (code, " " in secret, len(secret) >= 40) == (0, False, True)
-
-    code, document, _ = call("token", "create", "boss", "--role", "administrator", "--json")
-    assert (code, document["role"]) == (0, "administrator")
-    _, listed, _ = call("token", "list")
-    assert "ci" in listed and "operator" in listed and secret not in listed
-    assert call("token", "revoke", "ci")[0] == 0
-    _, tokens, _ = call("token", "list", "--json")
-    assert {token["name"]: token["revoked_at"] is not None for token in tokens} == {"boss": False, "ci": True}
-
-
 @pytest.mark.parametrize("command", ["companies", "tables"])
 def test_there_is_nothing_to_list_before_anything_is_set_up(call, command):
     code, out, error = call(command)
@@ -449,43 +320,10 @@ def test_two_wishes_that_exclude_each_other_are_refused_and_neither_is_followed(
     assert call(arguments[0], "--json")[1] == before
 
 
-def test_an_upgrade_is_refused_while_the_source_holds_what_has_not_arrived(call, ready):
-    assert call("run")[0] == 0
-    with closing(sqlite3.connect(ready)) as database, database:
-        database.execute(f'delete from {ENTRIES} where "Entry No_" = 7')
-    code, _, error = call("upgrade")
-
-    assert (code, "G_L Entry" in error, "has changed in the source since" in error) == (3, True, True)
-    assert "skylift upgrade --force" in error
-    assert call("run")[0] == 0
-    assert call("upgrade")[0] == 0
-
-
-def test_an_upgrade_without_the_last_changes_needs_force_and_so_does_its_completion(call, ready):
-    assert call("run")[0] == 0
-    with closing(sqlite3.connect(ready)) as database, database:
-        database.execute(f'delete from {ENTRIES} where "Entry No_" = 7')
-
-    assert call("upgrade", "--force")[0] == 0
-    assert call("complete")[0] == 3
-    assert call("complete", "--force", "--reason", "entry 7 was a test")[0] == 0
-
-
 def test_a_company_that_the_source_does_not_have_is_told_with_those_that_it_has(call, ready):
     code, _, error = call("companies", "--mark", "Nobody")
 
     assert (code, "the source has no company 'Nobody'" in error, COMPANY in error) == (2, True, True)
-
-
-def test_after_a_pause_the_way_back_is_named_and_leads_on(call, ready):
-    assert call("run")[0] == 0
-    assert call("pause")[0] == 0
-    code, _, error = call("run")
-
-    assert (code, "skylift companies --create" in error) == (3, True)
-    assert call("setup", "--product", "DynamicsBCLast")[0] == 0
-    assert call("companies", "--create")[0] == 0
-    assert call("run")[0] == 0
 
 
 def test_status_before_anything_is_set_up(call):
@@ -502,16 +340,6 @@ def test_reset_makes_the_next_run_copy_everything(call, ready):
     _, document, _ = call("run", "--json")
 
     assert {table["mode"] for table in document["tables"]} == {"full"}
-
-
-def test_disable_leaves_the_source_as_it_was_found(call, ready):
-    call("run")
-
-    code, out, _ = call("disable")
-
-    assert (code, "state: Disabled" in out) == (0, True)
-    with closing(sqlite3.connect(ready)) as database:
-        assert not database.execute("select 1 from sqlite_master where name like '%skylift%'").fetchall()
 
 
 def test_interrupted_run_exits_with_130_and_goes_on_with_the_next_command(call, ready, tmp_path):

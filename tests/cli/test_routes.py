@@ -1,11 +1,8 @@
 """The commands from set-up to completion on routes between real databases; what arrived is read by the databases' own drivers."""
 
-import json
 
 import pytest
-from typer.testing import CliRunner
 
-from skylift.cli import app
 from tests.connectors import labs
 from tests.connectors.test_conformance import insert
 
@@ -20,20 +17,15 @@ COLUMNS = {"id": "int", "amount": "decimal", "at": "datetime", "v": "text", "dat
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch):
-    """Call a command that must succeed, on a home of its own; its document."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SKYLIFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SKYLIFT_POLL_S", "0.05")
+def call(call):
+    """Call a command that must succeed; its document."""
 
-    def call(*arguments):
-        result = CliRunner().invoke(app, [*arguments, "--json"])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
+    def succeed(*arguments):
+        code, document, error = call(*arguments, "--json")
+        assert code == 0, (document, error)
+        return document
 
-    return call
+    return succeed
 
 
 @pytest.mark.parametrize(("source_kind", "target_kind"), ROUTES, ids=lambda kind: kind)

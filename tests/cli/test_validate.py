@@ -1,15 +1,14 @@
 """skylift validate."""
 
 import re
-from pathlib import Path
 
 import duckdb
 
 from skylift.sample import BASE
-from tests.test_cli import COMPANY, PACK, call, ready, source  # noqa: F401 (fixtures)
+from tests.cli.conftest import COMPANY, EXAMPLES
 
 
-def test_validate_shows_what_it_has_found_and_what_it_has_not_compared(call, ready, tmp_path, monkeypatch):  # noqa: F811
+def test_validate_shows_what_it_has_found_and_what_it_has_not_compared(call, ready, tmp_path, monkeypatch):
     assert call("validate")[0] == 3
     assert call("run")[0] == 0
     code, out, progress = call("validate")
@@ -29,8 +28,8 @@ def test_validate_shows_what_it_has_found_and_what_it_has_not_compared(call, rea
     assert call("validate", "--suite", "nope", "--json")[1]["error"]["code"] == "SuiteNotFound"
 
 
-def test_the_sample_suite_goes_through_every_company(call, ready, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("SKYLIFT_VALIDATION_SUITES", str(Path(PACK).parent / "credit-checks"))
+def test_the_sample_suite_goes_through_every_company(call, ready, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKYLIFT_VALIDATION_SUITES", str(EXAMPLES / "credit-checks"))
     assert call("run")[0] == 0
     code, document, _ = call("validate", "--suite", "credit-checks", "--json")
     assert (code, document["checks"], document["errors"]) == (0, 3, 0)
