@@ -1,18 +1,24 @@
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pytest
 import sqlalchemy as sa
 
+from skylift.connectors import place_of
 from skylift.connectors.sql import quote
 from skylift.errors import Conflict, SetupError, SkyliftError, StateError
 from skylift.migration import Migration
 from skylift.migration import setup as looking
-from skylift.runs import CompanyInit, MigrationState, ReplicationType, RunStatus, SqlServerType, UpgradeStatus
+from skylift.migration.assessment import assess, record, sides_of
+from skylift.model import Scope
+from skylift.runs import CompanyInit, MigrationState, ReplicationType, RunStatus, Severity, SqlServerType, UpgradeStatus
 from skylift.settings import Settings
 from skylift.store import open_store
 from skylift.store.tables import companies, migration, registry, source_companies
 from tests.migration.lab import ADD_COMPANY, ANY, Lab
+
+CUSTOMER = "CRONUS International Ltd_$Customer$437dbf0e-84ff-417a-965d-ed2bb9650972"
 
 
 def registered(lab):
@@ -331,3 +337,82 @@ def test_the_first_run_replaces_nothing_that_another_migration_has_copied(ready,
     for schema, table, *_ in held:
         ready.in_target(f'drop table {quote(schema or "main")}.{quote(table)}')
     assert second.run().status is RunStatus.UPGRADE_PENDING
+
+
+def at(ready, target, home=""):
+    """The same migration with another target, or with `home` another one of the same source."""
+    settings = replace(ready.migration.settings, target=target)
+    if not home:
+        return Lab(Migration(ready.store, settings, "tester"), ready.source)
+    settings = replace(settings, home=home, store=f"sqlite:///{home}/store.db")
+    return Lab(Migration(open_store(settings.store), settings), ready.source)
+
+
+def move(lab):
+    lab.migration.change_setup(lab.setup.id, {}, ANY)
+    lab.migration.complete_setup(lab.setup.id)
+    lab.work()
+
+
+def ledger(file):
+    with duckdb.connect(str(file)) as database:
+        return database.execute("select schema_name, table_name, rows, digest from _skylift_tables order by all").fetchall()
+
+
+def mark(lab, name, marked):
+    [company] = [company for company in lab.companies if company.name == name]
+    lab.migration.change_company(company.id, {"replicate": marked}, ANY)
+
+
+def test_after_a_change_of_target_nothing_is_replaced_that_another_migration_has_copied_there(ready, tmp_path):
+    """Runs into the old target say nothing of the new one; back in the old one, the tables there are its own."""
+    theirs = at(ready, f"duckdb:///{tmp_path}/theirs.duckdb", home=tmp_path / "theirs")
+    theirs.prepare()
+    theirs.run()
+    held = ledger(tmp_path / "theirs.duckdb")
+    ready.in_source(f'delete from "{CUSTOMER}"')
+    mine = at(ready, f"duckdb:///{tmp_path}/mine.duckdb")
+    move(mine)
+    assert mine.run().status is RunStatus.UPGRADE_PENDING
+    moved = at(ready, theirs.migration.settings.target)
+    move(moved)
+
+    refused = moved.run()
+
+    assert refused.status is RunStatus.FAILED and "tables that another migration has copied" in refused.details
+    assert ledger(tmp_path / "theirs.duckdb") == held
+    found = record(moved.migration, assess(moved.migration, sides_of(moved.migration)))
+    assert {finding.code for finding in found if finding.severity is Severity.BLOCKING} == {"TargetInUse"}
+    with pytest.raises(StateError, match="TargetInUse"):
+        moved.run()
+    move(mine)
+    assert mine.run().status is RunStatus.UPGRADE_PENDING
+
+
+def test_a_company_that_joins_later_replaces_nothing_that_another_migration_has_copied(ready, tmp_path):
+    file = ready.migration.settings.home / "target.duckdb"
+    theirs = at(ready, f"duckdb:///{file}", home=tmp_path / "theirs")
+    theirs.prepare()
+    second = ready.companies[1].name
+    mark(ready, second, False)
+    for run in (ready.run(), theirs.run(scope=Scope((second,), ("Customer",)))):
+        assert run.status is RunStatus.UPGRADE_PENDING, run.details
+    held = ledger(file)
+    ready.in_source(f'delete from "{second}{CUSTOMER.removeprefix(ready.companies[0].name)}"')
+    mark(ready, second, True)
+
+    refused = ready.run()
+
+    assert refused.status is RunStatus.FAILED and "tables that another migration has copied" in refused.details
+    assert ledger(file) == held
+    mark(ready, second, False)
+    assert ready.run().status is RunStatus.UPGRADE_PENDING
+
+
+def test_a_target_has_one_place_whoever_signs_in_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = [place_of(url) for url in (
+        "postgresql://a:x@Host/db", "postgresql://b:y@host:5432/db?connect_timeout=3", "postgresql://host:5433/db", "duckdb:///t.duckdb",
+        f"duckdb:///{tmp_path}/t.duckdb", "mssql://u:p@host/db", "parquet://k:s@bucket/p?endpoint=http://one", "parquet://bucket/p")]
+
+    assert places[0] == places[1] and places[3] == places[4] and len(set(places)) == 6

@@ -287,6 +287,17 @@ def check_apart(source_url: str, target_url: str) -> None:
                          hint="name another target (skylift setup --target URL)")
 
 
+def place_of(target_url: str) -> str:
+    """Which target a URL means, whoever signs in there: two URLs of one target have the same place."""
+    url = parse_url(target_url)
+    kind = url.get_backend_name()
+    if not url.host and kind not in _PORTS:
+        return f"{kind}:{Path(url.database or '').resolve()}"
+    elsewhere = ",".join(str(url.query[name]) for name in ("endpoint", "host") if name in url.query)
+    return f"{kind}://{(url.host or elsewhere).lower()}:{url.port or _PORTS.get(kind, '')}/{(url.database or '').strip('/')}" + (
+        f"?{elsewhere}" if url.host and elsewhere else "")
+
+
 def _place(url: URL) -> tuple[object, ...]:
     if not url.host and url.database:
         path = Path(url.database).resolve()

@@ -25,7 +25,7 @@ from skylift.engine.pace import Estimate, estimate
 from skylift.engine.plan import Plan, lay_out, of_companies
 from skylift.errors import CopyError, NotFound, SetupError, SkyliftError, StateError, Transient, redact
 from skylift.losses import Losses
-from skylift.migration.blocking import has_copied
+from skylift.migration.blocking import own_tables
 from skylift.migration.changes import note
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, Verb, get_migration, get_row
@@ -153,7 +153,7 @@ def assess(service: Service, sides: Sides, *, with_scan: bool = False, allow_scr
             tasks, found = measured(whole.tasks, source)
             found += shared
             found += look(tasks, source, target)
-            found += _strangers(service, tasks, target)
+            found += _strangers(service, tasks, target, sides.target_url)
             found += [Found(Remark(item.code, Severity.WARNING, item.why), item.company, item.table_name) for item in whole.left_out]
             with target.scratch(allow_scratch) as scratch:
                 told = estimate(tasks, source.source, target, scratch, service.settings.workers)
@@ -204,15 +204,15 @@ def _plan(service: Service, sides: Sides, source: SourceLook, target: TargetLook
     return replace(whole, tasks=switched(whole.tasks, switches, preserved)), found, catalogue.version
 
 
-def _strangers(service: Service, tasks: list[CopyTask], target: TargetLook) -> list[Found]:
-    """Tables that the first run would replace although another migration has copied them."""
+def _strangers(service: Service, tasks: list[CopyTask], target: TargetLook, target_url: str) -> list[Found]:
+    """Tables that a run would replace although only another migration has copied them."""
     with service.store.read() as connection:
-        if has_copied(connection):
-            return []
+        own = own_tables(connection, target_url)
+    tasks = [task for task in tasks if (task.company, task.table_name) not in own]
     held = target.states()
     standing = target.standing([task.target for task in tasks if task.target in held])
     return [about(task, Remark("TargetInUse", Severity.BLOCKING, "another migration has copied a table to its place in the target, and the "
-                               "first run refuses to replace that", "name another target, or drop the table there if its rows are not "
+                               "run refuses to replace that", "name another target, or drop the table there if its rows are not "
                                "needed")) for task in tasks if task.target in standing]
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
+from skylift.connectors import place_of
 from skylift.errors import StateError, redact
+from skylift.migration.scope import Key
 from skylift.migration.service import Service, Verb
 from skylift.model import Finding
 from skylift.runs import ReplicationType, Severity
@@ -16,10 +18,20 @@ from skylift.store.tables import assessments, findings, migration, registry, run
 NAMED = 3                         # findings that a refusal names
 
 
-def has_copied(connection: sa.Connection) -> bool:
-    """Whether a run of this migration has come as far as to name its tables: from then on those in the target may be its own."""
-    return bool(connection.scalar(sa.select(sa.exists().where(run_tables.c.run_id == runs.c.run_id,
-                                                              runs.c.replication_type != ReplicationType.DIAGNOSTIC))))
+def has_copied(connection: sa.Connection, target_url: str) -> bool:
+    """Whether a run of this migration into this very target has come as far as to name its tables."""
+    return bool(connection.scalar(sa.select(sa.exists().where(*_into(target_url)))))
+
+
+def own_tables(connection: sa.Connection, target_url: str) -> set[Key]:
+    """What runs of this migration have named to copy into this very target: tables standing there in its place may be its own."""
+    named = sa.select(run_tables.c.company_name, run_tables.c.table_name).distinct().where(*_into(target_url))
+    return {(row.company_name, row.table_name) for row in connection.execute(named)}
+
+
+def _into(target_url: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (run_tables.c.run_id == runs.c.run_id, runs.c.replication_type != ReplicationType.DIAGNOSTIC,
+            runs.c.target.in_((place_of(target_url), "")))
 
 
 def refuse_blocked(service: Service, verb: Verb, meant: Callable[[tuple[str, str]], bool] = lambda key: True) -> None:

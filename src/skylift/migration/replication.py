@@ -42,7 +42,7 @@ class ReplicationVerbs(Service):
                 raise SetupError("there is no replication to a data lake", hint="choose Normal, Full or Diagnostic", code="ReplicationType")
             part = look_up(verb, scope)
             _check_companies(verb, part)
-            if kind is not ReplicationType.DIAGNOSTIC and not has_copied(verb.connection):
+            if kind is not ReplicationType.DIAGNOSTIC and not has_copied(verb.connection, self.box.open(verb.row["target_url"])):
                 refuse_blocked(self, verb, lambda key: (not key[0] or part.has_company(key[0])) and (not key[1] or key in part))
             if kind is ReplicationType.FULL:
                 forget_copies(verb, part)

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from skylift.connectors import Target, opened
+from skylift.connectors import Target, opened, place_of
 from skylift.connectors.locking import lock
 from skylift.engine.check import check_tables
 from skylift.engine.copy import is_there
@@ -24,7 +24,7 @@ from skylift.engine.plan import Plan, of_companies, plan
 from skylift.engine.pool import copy_tables
 from skylift.errors import SetupError, SkyliftError, Transient, redact
 from skylift.losses import Losses
-from skylift.migration.blocking import has_copied
+from skylift.migration.blocking import own_tables
 from skylift.migration.changes import note, note_switches
 from skylift.migration.mappings import all_mappings
 from skylift.migration.replication import end_cancelled, end_run
@@ -34,7 +34,7 @@ from skylift.migration.setup import sync_registry
 from skylift.migration.signals import of_left_out, of_step, of_table
 from skylift.migration.validation import validate_automatically
 from skylift.migration.warnings import count_watched, look_after_run
-from skylift.model import CopyTask, Progress, Run, RunTable, new_id
+from skylift.model import CopyTask, Progress, Run, RunTable, TargetName, new_id
 from skylift.products.registry import find_product
 from skylift.runs import ReplicationType, RunStatus, TableStatus, WarningType
 from skylift.store import to_row
@@ -110,11 +110,13 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
         found = product.discover(source)
         target = open_target()
         whole = plan(found, mappings, source.tables, target.max_name_bytes)
-        _refuse_strangers(service, whole, target)
+        target_url = service.box.open(row["target_url"])
+        strangers = _strangers(service, whole, target, target_url)
         with service.verb() as verb:
             check(verb.connection)
             gone = sync_registry(verb.connection, whole, found)
-            tasks = _enter(verb, run, whole, gone, {company.name for company in found.companies})
+            tasks = _enter(verb, run, whole, gone, {company.name for company in found.companies}, strangers)
+            verb.connection.execute(runs.update().where(runs.c.id == run.id).values(target=place_of(target_url)))
         recorder = _Recorder(service, run, check)
         if run.replication_type is ReplicationType.DIAGNOSTIC:
             stream = check_tables(tasks, source, target, workers=workers, stop=stop)
@@ -139,24 +141,27 @@ def _lock_target(service: Service, row: Mapping[str, Any], check: Callable[[sa.C
     lock(service.box.open(row["target_url"]))
 
 
-def _refuse_strangers(service: Service, whole: Plan, target: Target) -> None:
-    """Raises SetupError where the first run of this migration would replace tables that another one has copied to the target."""
+def _strangers(service: Service, whole: Plan, target: Target, target_url: str) -> set[TargetName]:
+    """The tables in the target that another migration has copied, and no run of this one: they must not be replaced."""
     with service.store.read() as connection:
-        if has_copied(connection):
-            return                                      # they may be its own, whatever the store still knows of them
         marked = connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate)).all()
+        copied = {(row.company_name, row.table_name) for row in connection.execute(sa.select(
+            registry.c.company_name, registry.c.table_name).where(registry.c.synced_version > 0))}
     held = target.states()
-    if theirs := [task for task in of_companies(whole, marked).tasks if task.target in held and is_there(target, task.target)]:
-        raise SetupError("the target holds tables that another migration has copied: "
-                         f"{list_tables([(task.company, task.table_name) for task in theirs])}", code="TargetInUse",
-                         hint="name another target (--target, SKYLIFT_TARGET), or drop these tables there if their rows are not needed")
+    doubted = {(task.company, task.table_name): task.target for task in of_companies(whole, marked).tasks if task.target in held}
+    if not doubted.keys() - copied:                     # such as in every run but the first and the one after a reset
+        return set()
+    with service.store.read() as connection:
+        own = own_tables(connection, target_url)
+    return {doubted[key] for key in doubted.keys() - copied - own if is_there(target, doubted[key])}
 
 
-def _enter(verb: Verb, run: Run, whole: Plan, gone: Sequence[Key], there: Container[str]) -> list[CopyTask]:
+def _enter(verb: Verb, run: Run, whole: Plan, gone: Sequence[Key], there: Container[str],
+           strangers: Container[TargetName]) -> list[CopyTask]:
     """The run's tasks, each full where nothing of it has been copied; the first time, a row for each of them.
 
     What is entered then is what the run goes through: marks and switches that are changed meanwhile are for the next one.
-    Raises SetupError for a company that the source no longer has (`there`: those it has).
+    Raises SetupError for a company that the source no longer has (`there`: those it has), and for tables that would replace `strangers`.
     """
     connection = verb.connection
     known = {(row.company_name, row.table_name): row.status for row in connection.execute(
@@ -178,6 +183,10 @@ def _enter(verb: Verb, run: Run, whole: Plan, gone: Sequence[Key], there: Contai
     planned = of_companies(whole, marked)
     tasks = [task for task in planned.tasks if meant((task.company, task.table_name))]
     if not known:
+        if theirs := [(task.company, task.table_name) for task in tasks if task.target in strangers]:
+            raise SetupError(f"the target holds tables that another migration has copied: {list_tables(theirs)}", code="TargetInUse",
+                             hint="name another target (--target, SKYLIFT_TARGET), leave these tables out (skylift tables --exclude), or "
+                             "drop them there if their rows are not needed")
         warnings = {(item.company, item.table_name): (item.why, item.code) for item in planned.left_out}
         warnings |= dict.fromkeys((key for key in gone if key[0] in {"", *marked}), _GONE)
         _enter_rows(verb, run, tasks, {key: why for key, why in warnings.items() if meant(key)})

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from skylift.connectors import Source, check_apart, open_source, open_target, parse_url
+from skylift.connectors import Source, check_apart, open_source, open_target, parse_url, place_of
 from skylift.connectors.locking import refuse_unlockable, unlock
 from skylift.engine.plan import Plan, plan
 from skylift.errors import CopyError, SetupError, StateError, Transient, redact
@@ -27,7 +27,7 @@ from skylift.products.naming import same_name
 from skylift.products.registry import find_product
 from skylift.runs import CompanyInit, CompanySetupStatus, MigrationState, RunStatus, SqlServerType, UpgradeStatus
 from skylift.settings import Settings
-from skylift.store.tables import apps, companies, registry, source_companies
+from skylift.store.tables import apps, companies, registry, runs, source_companies
 
 
 class SetupVerbs(Service):
@@ -119,7 +119,7 @@ class SetupVerbs(Service):
             self._check_product(verb, product)
             leaves = bool(verb.row["target_url"]) and self.box.open(verb.row["target_url"]) != target_url
             if leaves:
-                _leave_target(verb)
+                _leave_target(verb, self.box.open(verb.row["target_url"]))
             if leaves or not locks:
                 self._lift_lock(verb)
             self._store(verb, found, whole)
@@ -221,9 +221,10 @@ def _refuse_upgraded(verb: Verb, what: str) -> None:
                          hint="set up a new environment, which is another home folder (--home)", code="Upgraded")
 
 
-def _leave_target(verb: Verb) -> None:
+def _leave_target(verb: Verb, old_url: str) -> None:
     """What was done in the old target is not done in the new one. Raises StateError once a company is upgraded."""
     _refuse_upgraded(verb, "target")
+    verb.connection.execute(runs.update().where(runs.c.target == "").values(target=place_of(old_url)))
     created = sa.select(source_companies.c.name).where(source_companies.c.created)
     verb.connection.execute(companies.delete().where(companies.c.name.in_(created)))
     update_companies(verb.connection, source_companies.c.created, created=False, status=CompanySetupStatus.NONE,

@@ -209,6 +209,7 @@ runs = _table(
     _text("details"),
     _number("attempts"),                               # coordinators that took it up since it last moved on
     _text("scope"),                                    # what of the marked companies it goes through: migration/scope.py; '' = all
+    _text("target"),                                   # place of the target that its tables go to; '' = it has not named them
     _text("cancelled"),                                # '' or who has cancelled it and why; it ends as soon as the coordinator has stopped
     _modified(),
     sa.Index("ix_runs_started_at_id", "started_at", "id"),
