@@ -32,6 +32,7 @@ class Asker(Protocol):
     """One connection, for one thread."""
 
     dialect: str                    # of its SQL, as `Target.dialect`
+    tables_asked: int               # how many one query had better ask for where there are many
 
     def ask(self, sql: str, limit_s: float) -> list[tuple]:
         """The rows of one query. Raises QueryRefused if it is anything else, writes, or has more than MOST_ROWS rows; QueryOverrun
@@ -51,6 +52,7 @@ class Asker(Protocol):
 
 
 MOST_ROWS = 100_000                # of an answer, which is held in memory
+TABLES_ASKED = 40                  # in one query, which saves round trips; MySQL takes 61, SQLite 64
 
 _ASKERS = {"sqlite": "sqlite_ask", "duckdb": "duckdb_ask", "postgresql": "postgres_ask", "mysql": "mysql_ask", "mariadb": "mysql_ask",
            "mssql": "sqlserver_ask"}
@@ -81,7 +83,7 @@ def lengths(c: str, length: str, total: str) -> dict[str, str]:
 
 
 def nulls(c: str) -> str:
-    return f"count(case when {c} is null then 1 end)"
+    return f"count(*) - count({c})"
 
 
 def overrun(limit_s: float) -> QueryOverrun:

@@ -133,8 +133,7 @@ class DuckDBTarget:
         return {chunk: digest_of(count, digest) for chunk, count, digest in rows}
 
     def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
-        if self._rows("select 1 from duckdb_columns() where database_name = ? and schema_name = ? and table_name = ?"
-                      " and lower(column_name) = 'rowid'", self._name, name.schema or "main", name.table):    # it hides the row ids
+        if any(column.lower() == "rowid" for column in self._names(f"from {_table(name)} limit 0")):    # it hides the row ids
             return [self._whole(name, table.schema)]
         [(last,)] = self._rows(f"select coalesce(max(rowid), 0) from {_table(name)}")
         if last < parts * READ_ROWS:
@@ -182,6 +181,11 @@ class DuckDBTarget:
     def _rows(self, sql: str, *params) -> list[tuple]:
         with self._told(), self._cursor() as cursor:
             return cursor.execute(sql, list(params)).fetchall()
+
+    def _names(self, sql: str) -> list[str]:
+        """The columns of a query. Its catalogue (duckdb_columns) would list those of all tables at each question: 8 ms of 300 tables."""
+        with self._told(), self._cursor() as cursor:
+            return [column for column, *_ in cursor.execute(sql).description or ()]
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ def open_asker(url: URL, is_source: bool) -> Asker:
 
 class DuckDBAsker:
     dialect = "duckdb"
+    tables_asked = 1                 # there is no round trip to save, and it takes longer to plan one large query
 
     def __init__(self, path: Path, is_source: bool) -> None:
         self._path, self._read_only = path, is_source
@@ -50,14 +51,12 @@ class DuckDBAsker:
     def _answer(self, sql: str, limit_s: float, size: int) -> list[tuple]:
         with self._engine.memory.share() as memory, self._engine.cursor(self._name) as cursor:
             memory.at_least(size)
-            kinds = [statement.type for statement in cursor.extract_statements(sql)]
-            if kinds != [duckdb.StatementType.SELECT]:
-                raise refused("it is not one query")
+            statements = _parsed(cursor, f"select * from (\n{sql}\n) limit {MOST_ROWS + 1}", sql)
             cursor.execute("begin transaction read only")
             late = threading.Timer(limit_s, cursor.interrupt)
             late.start()
             try:
-                return bounded(cursor.execute(f"select * from (\n{sql}\n) limit {MOST_ROWS + 1}").fetchall())
+                return bounded(cursor.execute(statements[0]).fetchall())
             finally:
                 late.cancel()
                 late.join()
@@ -81,3 +80,15 @@ class DuckDBAsker:
 
     def close(self) -> None:
         self._engine.detach(self._path, read_only=self._read_only)
+
+
+def _parsed(cursor: duckdb.DuckDBPyConnection, *texts: str) -> list[duckdb.Statement]:
+    """The first text, which is one query, parsed; where it cannot be, the next text may tell why."""
+    for text in texts:
+        with suppress(duckdb.ParserException):
+            statements = cursor.extract_statements(text)
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise refused("it is not one query")
+            if text == texts[0]:
+                return statements
+    return cursor.extract_statements(texts[0])         # raises what is wrong with it

@@ -12,7 +12,7 @@ import pyarrow as pa
 from MySQLdb.constants import FIELD_TYPE, FLAG
 from sqlalchemy.engine import URL
 
-from skylift.connectors.asking import MOST_ROWS, Asker, bounded, lengths, nulls, numbers, overrun, refused
+from skylift.connectors.asking import MOST_ROWS, TABLES_ASKED, Asker, bounded, lengths, nulls, numbers, overrun, refused
 from skylift.connectors.mysql_connection import connect, explained, is_mariadb
 from skylift.connectors.mysql_types import selected
 from skylift.errors import CopyError, SourceChanged
@@ -31,6 +31,7 @@ def open_asker(url: URL, is_source: bool) -> Asker:
 
 class MySqlAsker:
     dialect = "mysql"
+    tables_asked = TABLES_ASKED
 
     def __init__(self, url: URL) -> None:
         self._url = url

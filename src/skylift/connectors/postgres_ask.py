@@ -10,7 +10,7 @@ import pyarrow as pa
 from psycopg import errors as pg
 from sqlalchemy.engine import URL
 
-from skylift.connectors.asking import MOST_ROWS, Asker, bounded, lengths, nulls, numbers, overrun, refused
+from skylift.connectors.asking import MOST_ROWS, TABLES_ASKED, Asker, bounded, lengths, nulls, numbers, overrun, refused
 from skylift.connectors.postgres import DEFAULT_SCHEMA, Connection, column_name, connect, explained, selected
 from skylift.connectors.sql import quote
 
@@ -21,6 +21,7 @@ def open_asker(url: URL, is_source: bool) -> Asker:
 
 class PostgresAsker:
     dialect = "postgresql"
+    tables_asked = TABLES_ASKED
 
     def __init__(self, url: URL) -> None:
         self._url = url

@@ -17,7 +17,7 @@ from urllib.parse import quote as url_quote
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors.asking import MOST_ROWS, Asker, bounded, nulls, overrun, refused
+from skylift.connectors.asking import MOST_ROWS, TABLES_ASKED, Asker, bounded, nulls, overrun, refused
 from skylift.connectors.sql import quote
 from skylift.errors import CopyError, Transient
 
@@ -53,6 +53,7 @@ def open_asker(url: URL, is_source: bool) -> Asker:
 
 class SqliteAsker:
     dialect = "sqlite"
+    tables_asked = TABLES_ASKED
 
     def __init__(self, path: Path, mode: str) -> None:
         self._path = path

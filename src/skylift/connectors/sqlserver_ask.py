@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors.asking import MOST_ROWS, Asker, bounded, enclosed, lengths, numbers, overrun, refused
+from skylift.connectors.asking import MOST_ROWS, TABLES_ASKED, Asker, bounded, enclosed, lengths, numbers, overrun, refused
 from skylift.connectors.sql import quote
 from skylift.connectors.sqlserver import ServerError, Session, full_name
 from skylift.connectors.sqlserver_ddl import column_name
@@ -24,6 +24,7 @@ def open_asker(url: URL, is_source: bool) -> Asker:
 
 class SqlServerAsker:
     dialect = "mssql"
+    tables_asked = TABLES_ASKED
 
     def __init__(self, session: Session) -> None:
         self._session = session

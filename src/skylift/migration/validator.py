@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
 
-from skylift.connectors import SWEEP, opened
+from skylift.connectors import SWEEP, TableState, opened
 from skylift.connectors.asking import open_asker, source_sql
 from skylift.errors import CopyError, SkyliftError, SourceFailed, TargetFailed, Transient, redact
 from skylift.losses import Losses
@@ -30,7 +31,7 @@ from skylift.migration.service import Service, get_migration
 from skylift.migration.validation import all_suites, ignored_tests, last_change, pending
 from skylift.migration.verification import taking_part
 from skylift.migration.warnings import settle
-from skylift.model import CopyTask, Validation, ValidationResult
+from skylift.model import CopyTask, TargetName, Validation, ValidationResult
 from skylift.products.naming import is_called
 from skylift.products.registry import find_product
 from skylift.runs import MigrationState, UpgradeStatus, ValidationStatus, WarningType
@@ -38,9 +39,10 @@ from skylift.store.tables import source_companies, upgrade_tags, validation_prog
 from skylift.upgrades.pack import COMPANY
 from skylift.validation.expectations import COPIED, UPGRADED, ExpectationSuite, check_expectation
 from skylift.validation.report import Found, Report
-from skylift.validation.suites import Pair, Sides, Stopped, Suite
+from skylift.validation.suites import Pair, Sides, Stopped, Suite, ask_together
 
 FLUSH_S = 0.25                    # what was found is written at most this often
+TOGETHER = 40                     # tables that SQL is asked of together, where they are small
 _WORKING = (MigrationState.REPLICATING, MigrationState.UPGRADING)
 _STALE = "the source has changed since it was copied: run the replication, then validate again"
 
@@ -144,24 +146,38 @@ class _Turn:
             *((suite, task.company, task) for task in tasks for suite in generic),
             *((suite, company, None) for company in sorted(companies) for suite in own)]
         self.recorder.expect(todo)
-        pair: Pair | None = None
-        for suite, company, task in todo:
-            if self.stop():
-                return
-            if self.recorder.has((company, suite.id, task.table_name if task else "")):
-                continue
+        for pair in self._pairs(tasks, {suite.id for suite in generic}, states, others):
+            for suite in generic:
+                if not self._go(suite, pair.task.company, pair.task.table_name, partial(self._check, suite, pair)):
+                    return
+        for company in sorted(companies):
+            for expected in own:
+                if not self._go(expected, company, "", partial(self._expect, expected, company)):
+                    return
+
+    def _go(self, suite: Suite, company: str, table: str, check: Callable[[_Filled], None]) -> bool:
+        """Have one suite go through one table, or one company, unless it has; False if it was stopped."""
+        if self.stop():
+            return False
+        if not self.recorder.has((company, suite.id, table)):
             report = self.recorder.report(suite)
             try:
-                if task is None:
-                    assert isinstance(suite, ExpectationSuite)
-                    self._expect(suite, company, report)
-                else:
-                    if pair is None or pair.task is not task:
-                        pair = Pair(task, states.get(task.target), self.sides, others, self.stop)
-                    self._check(suite, pair, report)
+                check(report)
             except Stopped:
-                return
-            self.recorder.add(suite, company, task.table_name if task else "", report)
+                return False
+            self.recorder.add(suite, company, table, report)
+        return True
+
+    def _pairs(self, tasks: Sequence[CopyTask], suites: set[str], states: Mapping[TargetName, TableState],
+               others: Mapping[tuple[str, str], CopyTask]) -> Iterator[Pair]:
+        """The tables that some suite is still to go through. SQL is asked beforehand of many together."""
+        todo = [task for task in tasks if any(not self.recorder.has((task.company, suite, task.table_name)) for suite in suites)]
+        for start in range(0, len(todo), TOGETHER):
+            pairs = [Pair(task, states.get(task.target), self.sides, others, self.stop) for task in todo[start:start + TOGETHER]]
+            ask_together(pairs, suites)
+            pairs.reverse()
+            while pairs:
+                yield pairs.pop()                  # which then goes, with what it keeps of the rows
 
     def _check(self, suite: Suite, pair: Pair, report: _Filled) -> None:
         assert suite.check
@@ -277,6 +293,7 @@ class _Recorder:
         self._clean = {tuple(each[:3]) for each in rows if not (each.errors or each.warnings) and (
             changed is None or each.ended_at > changed)}
         self._done = {tuple(each[:3]) for each in rows if each.validation_id == validation.id}
+        self._standing = {tuple(each[:3]) for each in (*rows, *self._rows)}        # of which something stands in the store
 
     def expect(self, todo: Sequence[tuple[Suite, str, CopyTask | None]]) -> None:
         """These units are before it. What stands of suites and tables that there are no more is forgotten."""
@@ -297,8 +314,10 @@ class _Recorder:
                     _forget(connection, unit)
             note(connection, Validation, [self._validation.id])
             connection.execute(validations.update().where(validations.c.id == self._validation.id).values(total=len(wanted)))
-            for unit in self._done & wanted:           # it counts as gone through by this one
-                connection.execute(validation_progress.update().where(*_is(unit)).values(validation_id=self._validation.id))
+            if already := self._done & wanted:         # it counts as gone through by this one
+                here = _is(tuple(sa.bindparam(name) for name in ("company", "of_suite", "table")))
+                connection.execute(validation_progress.update().where(*here).values(validation_id=self._validation.id), [
+                    dict(zip(("company", "of_suite", "table"), unit, strict=True)) for unit in already])
 
     def has(self, unit: Unit) -> bool:
         return unit in self._done
@@ -322,29 +341,33 @@ class _Recorder:
             with self._service.store.write() as connection:
                 self._check(connection)
                 for done in self._waiting:
-                    _write(connection, self._validation, done)
+                    if done.unit in self._standing:
+                        _forget(connection, done.unit)
+                _write(connection, self._validation, self._waiting)
                 connection.execute(validations.update().where(validations.c.id == self._validation.id).values(attempts=0))
             self._done |= {done.unit for done in self._waiting}
+            self._standing |= self._done
             self._waiting.clear()
         self._written = time.monotonic()
 
 
-def _write(connection: sa.Connection, validation: Validation, done: _Done) -> None:
-    company, suite, table = done.unit
-    report = done.report
-    _forget(connection, done.unit)
-    counts = {test: [count - report.warnings[test], report.warnings[test]] for test, count in report.counts.items()}
-    connection.execute(validation_progress.insert().values(
-        company_name=company, suite=suite, table_name=table, validation_id=validation.id, ended_at=done.ended_at, errors=report.errors,
-        warnings=report.warnings.total(), counts=json.dumps(counts) if counts else "", note=report.note, fails_migration=done.fails))
-    if report.rows:
-        ids = [uuid4() for _ in report.rows]
-        note(connection, ValidationResult, ids, created=True)
-        connection.execute(validation_results.insert(), [
-            {"id": id, "suite": suite, "test": row.test, "company_name": company, "unit": table,
-             "table_name": table or next((test.entity for test in report.tests if test.id == row.test), ""), "key": row.key,
-             "expected": row.expected, "actual": row.actual, "is_warning": row.is_warning, "message": row.message,
-             "found_at": done.ended_at} for id, row in zip(ids, report.rows, strict=True)])
+def _write(connection: sa.Connection, validation: Validation, found: Sequence[_Done]) -> None:
+    progress: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for done in found:
+        (company, suite, table), report = done.unit, done.report
+        counts = {test: [count - report.warnings[test], report.warnings[test]] for test, count in report.counts.items()}
+        progress.append({"company_name": company, "suite": suite, "table_name": table, "validation_id": validation.id,
+                         "ended_at": done.ended_at, "errors": report.errors, "warnings": report.warnings.total(),
+                         "counts": json.dumps(counts) if counts else "", "note": report.note, "fails_migration": done.fails})
+        results += [{"id": uuid4(), "suite": suite, "test": row.test, "company_name": company, "unit": table,
+                     "table_name": table or next((test.entity for test in report.tests if test.id == row.test), ""), "key": row.key,
+                     "expected": row.expected, "actual": row.actual, "is_warning": row.is_warning, "message": row.message,
+                     "found_at": done.ended_at} for row in report.rows]
+    connection.execute(validation_progress.insert(), progress)
+    if results:
+        note(connection, ValidationResult, [row["id"] for row in results], created=True)
+        connection.execute(validation_results.insert(), results)
 
 
 def _forget(connection: sa.Connection, unit: tuple) -> None:

@@ -6,11 +6,10 @@ the target keeps (preserved), only what the source has must be there. Expected a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import pyarrow as pa
 
@@ -18,13 +17,16 @@ from skylift.connectors import Batches, Source, TableState, Target
 from skylift.connectors.asking import Asker, source_sql
 from skylift.engine.columns import upgraded_as
 from skylift.engine.verify import source_readers
+from skylift.errors import CopyError
 from skylift.model import ARROW, CopyTask, Table
-from skylift.validation.census import Census, asked, combined, needs_rows, shown, streamed
+from skylift.validation.census import Census, Question, asked, combined, needs_rows, shown, streamed
 from skylift.validation.keys import KeyDifference, Keys, compare_keys
 from skylift.validation.report import Report, Test
 
 COMPANION = "$ext"                # at the end of the name of a table whose rows belong to another one's
 NAMED = 200                       # keys of a kind that are looked up by name
+SMALL_ROWS = 5_000                # a table up to this is asked for together with others, and read once for all suites
+SMALL_BYTES = 2**20               # of its rows, if they are to be kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ class Pair:
     sides: Sides
     others: Mapping[tuple[str, str], CopyTask]         # every table that takes part, by company and name
     stop: Callable[[], bool] = lambda: False
-    _censuses: dict[tuple[bool, bool], Census] = field(default_factory=dict)
+    _censuses: dict[tuple[bool, bool], Census] = field(default_factory=dict)       # of the source? with its rows read?
+    _counts: dict[bool, int] = field(default_factory=dict)                          # of rows, as SQL says; of the source?
+    _rows: dict[bool, list[pa.RecordBatch] | None] = field(default_factory=dict)    # None: not to be kept; of the source?
 
     @cached_property
     def table(self) -> Table:
@@ -77,39 +81,78 @@ class Pair:
         assert self.sides.target_asker
         return self.sides.target_asker.table_sql(self.task.target.schema, self.task.target.table)
 
+    @property
+    def small(self) -> bool:
+        return self.state is not None and self.state.digest.rows <= SMALL_ROWS
+
     def source_parts(self, columns: Sequence[str] = ()) -> list[Batches]:
         """Streams of all rows as the target can hold them; `columns`: only these."""
-        readers = source_readers(_only(self.table, columns), self.sides.source, self.sides.target)()
-        return [self._until_stopped(reader) for reader in readers]
+        return self._parts(True, columns, lambda table: source_readers(table, self.sides.source, self.sides.target)())
 
     def target_parts(self, columns: Sequence[str] = ()) -> list[Batches]:
-        parts = self.sides.target.read_parts(self.task.target, _only(self.table, columns), self.sides.workers)
+        return self._parts(False, columns, lambda table: self.sides.target.read_parts(self.task.target, table, self.sides.workers))
+
+    def _parts(self, source: bool, columns: Sequence[str], read: Callable[[Table], list[Batches]]) -> list[Batches]:
+        if source not in self._rows:
+            self._rows[source] = self._kept(read) if self.small and (self.table.size_bytes or 0) <= SMALL_BYTES else None
+        wanted = _only(self.table, columns)
+        rows = self._rows[source]
+        parts = read(wanted) if rows is None else [_selected(rows, wanted.schema.names)]
         return [self._until_stopped(part) for part in parts]
 
+    def _kept(self, read: Callable[[Table], list[Batches]]) -> list[pa.RecordBatch] | None:
+        """All rows, None if they are more than what was copied and too many."""
+        rows: list[pa.RecordBatch] = []
+        for part in read(self.table):
+            with closing(part):
+                for batch in part:
+                    rows.append(batch)
+                    if sum(each.nbytes for each in rows) > SMALL_BYTES:
+                        return None
+        return rows
+
     def source_rows(self) -> int:
-        if asker := self.sides.source_asker:
-            return int(asker.ask(f"select count(*) as n from {source_sql(asker, self.table)}", self.sides.limit_s)[0][0])
-        return self._count(self.source_parts(self._narrowest()))
+        return self._count(True, self.sides.source_asker, self.source_parts)
 
     def target_rows(self) -> int:
-        if asker := self.sides.target_asker:
-            return int(asker.ask(f"select count(*) as n from {self.target_place}", self.sides.limit_s)[0][0])
-        return self._count(self.target_parts(self._narrowest()))
+        return self._count(False, self.sides.target_asker, self.target_parts)
+
+    def _count(self, source: bool, asker: Asker | None, parts: Callable[[Sequence[str]], list[Batches]]) -> int:
+        if source not in self._counts:
+            if asker:
+                [census] = asked(asker, [replace(self.question(source), measured=False)], self.sides.limit_s)
+                self._counts[source] = census.rows
+            else:
+                self._counts[source] = sum(batch.num_rows for part in parts(self._narrowest()) for batch in part)
+        return self._counts[source]
+
+    def question(self, source: bool) -> Question:
+        """What the SQL of source or target is to say, which both say of what the target must hold."""
+        if source:
+            assert self.sides.source_asker
+            return Question(source_sql(self.sides.source_asker, self.table), self.table, True, self.sides.exact)
+        native = self.task.table.format != ARROW
+        return Question(self.target_place, self.task.table if native else self.table, native)
+
+    def told(self, source: bool, census: Census, measured: bool) -> None:
+        """What SQL has said of it together with other tables."""
+        self._counts[source] = census.rows
+        if measured:
+            self._censuses[source, False] = census
 
     def source_census(self, measures: Sequence[str]) -> Census:
-        asker = self.sides.source_asker if self.sides.exact else None
-        return self._census(True, measures, lambda: asked(asker, source_sql(asker, self.table), self.table, self.sides.limit_s, True)
-                            if asker else Census(), self.source_parts)
+        return self._census(True, measures, self.sides.source_asker if self.sides.exact else None, self.source_parts)
 
     def target_census(self, measures: Sequence[str]) -> Census:
-        asker, native = self.sides.target_asker, self.task.table.format != ARROW
-        return self._census(False, measures, lambda: asked(asker, self.target_place, self.task.table if native else self.table,
-                                                           self.sides.limit_s, native) if asker else Census(), self.target_parts)
+        return self._census(False, measures, self.sides.target_asker, self.target_parts)
 
-    def _census(self, source: bool, measures: Sequence[str], ask: Callable[[], Census],
+    def _census(self, source: bool, measures: Sequence[str], asker: Asker | None,
                 parts: Callable[[Sequence[str]], list[Batches]]) -> Census:
         """By SQL, and of the columns of which that does not say all, by their rows; what is known already is not read again."""
-        known = self._censuses.get((source, True)) or self._censuses.setdefault((source, False), ask())
+        known = self._censuses.get((source, True)) or self._censuses.get((source, False))
+        if known is None:
+            known = asked(asker, [self.question(source)], self.sides.limit_s)[0] if asker else Census()
+            self._censuses[source, False] = known
         columns = needs_rows(self.table, known, measures)
         if not columns:
             return known
@@ -122,9 +165,6 @@ class Pair:
     def _narrowest(self) -> tuple[str, ...]:
         return self.table.key or (self.table.schema.names[0],)
 
-    def _count(self, parts: Sequence[Batches]) -> int:
-        return sum(batch.num_rows for part in parts for batch in part)
-
     def _until_stopped(self, batches: Batches) -> Batches:
         with closing(batches):
             for batch in batches:
@@ -135,6 +175,25 @@ class Pair:
 
 class Stopped(Exception):
     """The validation is to end; what it was at is not done."""
+
+
+def ask_together(pairs: Sequence[Pair], suites: Collection[str]) -> None:
+    """Have SQL say beforehand what it can of small tables that are compared, of many in one query, as far as these suites want it.
+
+    Where it cannot, each table is asked alone when its turn comes, which then tells what is wrong with it.
+    """
+    measured = not {"columns", "census"}.isdisjoint(suites)
+    if not measured and "rows" not in suites:
+        return
+    pairs = [pair for pair in pairs if pair.small and not pair.upgraded and not pair.task.preserve]
+    for source in (True, False) if pairs else ():
+        sides = pairs[0].sides
+        if asker := sides.source_asker if source else sides.target_asker:
+            with suppress(CopyError):
+                questions = [pair.question(source) for pair in pairs]
+                questions = [replace(question, measured=measured and question.measured) for question in questions]
+                for pair, question, census in zip(pairs, questions, asked(asker, questions, sides.limit_s), strict=True):
+                    pair.told(source, census, question.measured)
 
 
 def _only(table: Table, columns: Sequence[str]) -> Table:
@@ -241,7 +300,7 @@ def _companions(companion: Pair, base: Pair, parts: Callable[[Pair, Sequence[str
                         lambda: [renamed(part) for part in parts(companion, others)], base.sides.workers, NAMED)
 
 
-def _selected(batches: Batches, names: list[str]) -> Any:
+def _selected(batches: Iterable[pa.RecordBatch], names: list[str]) -> Batches:
     for batch in batches:
         yield batch.select(names)
 
