@@ -33,7 +33,9 @@ def test_every_state_of_a_migration_can_be_reached_and_left():
 def test_an_ended_run_never_begins_again():
     ended = (RunStatus.COMPLETED, RunStatus.FAILED)
 
-    assert {event for status, event in RUN_TRANSITIONS if status in ended} == {"unblock"}      # what failed is accepted as it is
+    # what failed is accepted as it is; packs are named for a product that needs no upgrade
+    assert {event for status, event in RUN_TRANSITIONS if status in ended} == {"unblock", "await_upgrade"}
+    assert RUN_TRANSITIONS[RunStatus.COMPLETED, "await_upgrade"] is RunStatus.UPGRADE_PENDING
     assert RUN_TRANSITIONS[RunStatus.FAILED, "unblock"] is RunStatus.UPGRADE_PENDING
 
 

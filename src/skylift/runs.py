@@ -133,6 +133,7 @@ RUN_TRANSITIONS: dict[tuple[RunStatus, str], RunStatus] = {
     (S.IN_PROGRESS,          "fail"):             S.FAILED,
     (S.IN_PROGRESS,          "cancel"):           S.FAILED,
     (S.FAILED,               "unblock"):          S.UPGRADE_PENDING,     # its last failed table was accepted as it is
+    (S.COMPLETED,            "await_upgrade"):    S.UPGRADE_PENDING,     # packs were named for a product that needs no upgrade
     (S.UPGRADE_PENDING,      "upgrade"):          S.UPGRADE_IN_PROGRESS,
     (S.UPGRADE_PENDING,      "supersede"):        S.COMPLETED,           # a later run takes its place
     (S.UPGRADE_IN_PROGRESS,  "complete"):         S.COMPLETED,
@@ -165,6 +166,7 @@ MIGRATION_TRANSITIONS: dict[tuple[MigrationState, str], MigrationState] = {
     (M.REPLICATING,          "run_failed"):       M.READY,
     (M.REPLICATING,          "run_cancelled"):    M.READY,
     (M.READY,                "unblock"):          M.UPGRADE_PENDING,
+    (M.READY,                "await_upgrade"):    M.UPGRADE_PENDING,
     (M.UPGRADE_PENDING,      "upgrade"):          M.UPGRADING,
     (M.UPGRADE_FAILED,       "upgrade"):          M.UPGRADING,
     (M.UPGRADE_FAILED,       "reset"):            M.READY,           # the next run copies everything anew

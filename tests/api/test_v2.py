@@ -221,7 +221,10 @@ def test_the_migration_says_what_may_be_done_and_no_secret(ready):
     put(ready, migration, source_url=box.seal("mssql://sa:Geh31m!@erp:1433/bc"), target_url=box.seal("postgresql://u:s3cret@db/x"))
     [row] = ready.rows("migrations")
     assert (row["source"], row["target"]) == ("mssql://sa:***@erp:1433/bc", "postgresql://u:***@db/x")
-    assert row["verbs"] == sorted(row["verbs"]) and "runDataUpgrade" not in row["verbs"]
+    assert row["verbs"] == sorted(row["verbs"]) and "runDataUpgrade" in row["verbs"]              # Custom: where packs are named
+    put(ready, migration, product_id="DynamicsBCLast")
+    assert "runDataUpgrade" not in ready.rows("migrations")[0]["verbs"]
+    put(ready, migration, product_id="Custom")
     assert set(row["verbs"]) >= {"abandon", "changeCompany", "changeMappings", "changeTables", "completeCloudMigration", "completeSetup",
                                  "createCompanies", "disableReplication", "forceCompletion", "initializeCompany", "pause",
                                  "resetCloudData", "runReplication", "setUp"}
@@ -280,6 +283,20 @@ def test_a_forced_completion_needs_an_administrator_and_a_reason(connected):
     assert act(v2, "forceCompletion", {"reason": "a test"}).status_code == 204
     assert of(v2)["headline"] == "The migration is completed."
     assert "forced by admin: a test" in v2.rows("runs?$top=1")[0]["details"]
+
+
+def test_an_upgrade_names_its_packs_and_no_paths(connected):
+    v2, lab = connected
+    lab.run()
+    for packs, code in ((["nowhere"], "Application_DialogException"), (["../x"], "Application_DialogException"),
+                        (["/etc/x"], "Application_DialogException"), ("code-fields", "BadRequest"), ([1], "BadRequest")):
+        answer = act(v2, "runDataUpgrade", {"packs": packs})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), answer.text
+    assert of(v2)["state"] == "UpgradePending"
+    assert act(v2, "runDataUpgrade", {"packs": ["code-fields", "companions"]}).status_code == 204
+    lab.work()
+    assert of(v2)["state"] == "Upgraded"
+    assert {(row["pack"], row["status"]) for row in v2.rows("upgradeSteps")} == {("code-fields", "Completed"), ("companions", "Completed")}
 
 
 def test_of_two_administrators_the_one_who_has_seen_less_is_told(ready):

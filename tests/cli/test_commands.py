@@ -168,6 +168,40 @@ def test_a_run_that_is_not_waited_for_is_carried_out_by_whoever_coordinates_next
     assert worker.wait(20) == 0
 
 
+def test_packs_of_ones_own_upgrade_a_database_of_any_kind(call, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
+        database.executescript("create table Album (Id integer primary key, Title text); insert into Album values (1, 'a')")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pack.toml").write_text('name = "mine"\nversion = "1"\n[[step]]\nid = "one"\nsql = "one.sql"')
+    (tmp_path / "mine" / "one.sql").write_text("select 1; update {{Album}} set Title = 'b'")
+    call("setup", "--product", "Custom", "--source", f"sqlite:///{tmp_path}/shop.db")
+    call("companies", "--mark-all", "--create")
+    code, _, error = call("upgrade", "--pack", "mine")
+    assert (code, error.splitlines()[0]) == (3, "error: there is nothing to upgrade")
+    assert call("run")[0] == 0
+    code, out, _ = call("upgrade", "--dry-run")
+    assert (code, out) == (0, "there is no step to be done: no upgrade pack is named (--pack NAME, or the setting packs)\n")
+    code, out, _ = call("upgrade", "--dry-run", "--pack", "mine")
+    assert (code, out) == (0, "-- shop: mine one\nupdate \"shop\".\"Album\" set Title = 'b';\n-- and 1 that only ask: see --json\n"
+                              "nothing was changed\n")
+    assert call("upgrade", "--pack", "mine")[0] == 0
+    assert call("complete")[0] == 0
+    with duckdb.connect(str(tmp_path / "home" / "target.duckdb")) as database:
+        assert database.sql("from shop.Album").fetchall() == [(1, "b")]
+
+
+def test_many_companies_that_fail_alike_are_told_once(call, ready, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "pack.toml").write_text('name = "bad"\nversion = "1"\n[[step]]\nid = "one"\nsql = "one.sql"')
+    (tmp_path / "bad" / "one.sql").write_text("update {{Customer}} set Nothing = 1")
+    call("run")
+
+    code, out, _ = call("upgrade", "--pack", "bad")
+
+    assert code == 1 and out.count("The data upgrade has failed.") == 1 and out.count("Binder Error") == 2    # in table and sentence
+    assert f"{COMPANY}, Contoso A_S _Nordic_: upgrade step one of pack bad" in out and f"(as {COMPANY})" in out
+
+
 def test_a_run_or_an_upgrade_that_nobody_works_on_is_gone_on_with_when_it_is_asked_for_again(call, ready, tmp_path):
     _, recorded, _ = call("run", "--no-wait", "--json")
     code, document, error = call("run", "--json")

@@ -165,8 +165,8 @@ def test_a_pending_upgrade_can_be_passed_over_by_force_only(ready):
 def test_a_run_that_was_made_while_both_sides_were_compared_is_a_conflict(copied, monkeypatch):
     honest = cutover.refuse_unproven
 
-    def meanwhile(service, row, reading):
-        honest(service, row, reading)
+    def meanwhile(service, row, upgraded, reading):
+        honest(service, row, upgraded, reading)
         copied.run()
 
     monkeypatch.setattr(ending, "refuse_unproven", meanwhile)

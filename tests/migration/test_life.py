@@ -119,7 +119,7 @@ class FakeEngine:
         if self.upgrade_fails:
             raise NotVerified("not what was copied")
 
-    def refuse_unproven(self, service, row, reading):
+    def refuse_unproven(self, service, row, upgraded, reading):
         if self.lag:
             raise StateError("1 table has changed in the source since", code="FeedLag")
 

@@ -334,8 +334,10 @@ def test_a_file_is_cut_into_statements(sql, found):
 
 def test_a_pack_is_for_its_product_and_versions(tmp_path):
     pack = load_pack(SAMPLE)
-    assert pack.applies("DynamicsBCLast", "14.0") and pack.applies("DynamicsBCLast", "28.9")
-    assert not pack.applies("DynamicsBC", "25") and not pack.applies("DynamicsBCLast", "9.1") and not pack.applies("DynamicsBCLast", "29.0")
+    assert not pack.why_not("DynamicsBCLast", "14.0") and not pack.why_not("DynamicsBCLast", "28.9")
+    assert pack.why_not("DynamicsBC", "25") == "pack credit-limits is for DynamicsBCLast, not for DynamicsBC"
+    for version in ("9.1", "29.0"):
+        assert f"before 29, and this one is {version}" in pack.why_not("DynamicsBCLast", version)
 
 
 

@@ -106,6 +106,7 @@ def test_current_version_is_for_dynamics_bc_which_has_no_upgrade(tmp_path):
         discover(tmp_path / "old.db", "DynamicsBC")
     assert {name: product.upgrades for name, product in PRODUCTS.items()} == {
         "DynamicsBC": False, "DynamicsBCLast": True, "DynamicsGP": True, "DynamicsSL": True, "Custom": False}
+    assert [name for name, product in PRODUCTS.items() if product.optional_upgrade] == ["Custom"]
 
 
 def test_custom_takes_the_whole_database_as_one_company(tmp_path):

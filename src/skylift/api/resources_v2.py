@@ -161,8 +161,11 @@ MIGRATIONS = EntitySet(
                of_row=False),
         Action("disableReplication", Migration.disable_replication, "End replication for now, as in v1.0.", of_row=False),
         Action("resetCloudData", Migration.reset_cloud_data, "Make the next run copy every table whole, as in v1.0.", of_row=False),
-        Action("runDataUpgrade", Migration.run_data_upgrade, "Run the upgrade that follows the newest run.",
-               (Property("company", STRING, "retry", 50, about="of the companies whose upgrade has failed only this one"),
+        Action("runDataUpgrade", Migration.run_named_upgrade, "Run the upgrade that follows the newest run; of product Custom, which needs "
+               "none, where packs are named.",
+               (Property("packs", STRINGS, "packs", about="the upgrade packs to go through, in this order, instead of those of the setting "
+                         "`packs`: built-in ones by name, one's own by the name of their folder under `packs` in the home folder"),
+                Property("company", STRING, "retry", 50, about="of the companies whose upgrade has failed only this one"),
                 Property("ifCurrent", FLAG, "current", about="only if no run has still to move what has changed in the source")),
                of_row=False),
         Action("completeCloudMigration", Migration.complete_cloud_migration, "End the migration, once everything has arrived, as in v1.0.",

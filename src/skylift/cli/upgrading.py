@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from skylift.upgrades.execute import StepDone
 
 Names = list[str] | None
+_ASKS = re.compile(r"(?is)\s*select\b(?!.*\binto\b)")   # a statement that changes nothing
 
 
 @command("skylift upgrade --pack code-fields --dry-run", target=True)
@@ -37,7 +40,7 @@ def upgrade(
     It ends replication: what changes in the source after the last run does not arrive any more. Refused where that is so already.
     """
     migration = session.migration
-    newest = find_newest(session)
+    find_newest(session)
     packs = [_absolute(name) for name in pack] if pack else None
     known = list_companies(session)
     if dry_run:
@@ -45,35 +48,50 @@ def upgrade(
     if company:
         raise SetupError("--company goes with --dry-run", hint="to upgrade one company that has failed: --retry COMPANY", code="Usage")
     try:
-        migration.run_data_upgrade(newest.id, packs=packs, retry=find_company(known, retry).name if retry else "",
-                                   current=not force)
+        upgrading = migration.run_data_upgrade(packs=packs, retry=find_company(known, retry).name if retry else "", current=not force)
     except StateError as error:
         under_way = under_way_run(session, RunStatus.UPGRADE_IN_PROGRESS) if error.code == "UpgradeInProgress" else None
         if under_way is None:
             raise
         session.note("an upgrade is under way already, going on with it")
-        newest = under_way
-    ended = wait(session, lambda: migration.get(Run, newest.id), lambda state: state.status is not RunStatus.UPGRADE_IN_PROGRESS)
+        upgrading = under_way
+    ended = wait(session, lambda: migration.get(Run, upgrading.id), lambda state: state.status is not RunStatus.UPGRADE_IN_PROGRESS)
     steps = migration.select(UpgradeStep, Query(order=(Order(Attribute("company_name")), Order(Attribute("position")))))
     session.table(("company", "pack", "step", "status", "statements", "notes"), [
-        (step.company_name or "(all companies)", step.pack, step.step, step.status, step.statements, step.error or step.notes)
-        for step in steps])
+        (step.company_name or "(all companies)", step.pack, step.step, step.status, step.statements, text)
+        for step, text in zip(steps, _told(steps), strict=True)])
     return report_run(session, ended, steps=steps)
+
+
+def _told(steps: list[UpgradeStep]) -> Iterator[str]:
+    """What each step has said, or why it failed; what many companies' steps failed of once."""
+    seen: dict[str, str] = {}
+    for step in steps:
+        alike = step.error.replace(step.company_name or "\0", "")
+        first = seen.setdefault(alike, step.company_name)
+        yield step.notes if not step.error else step.error if first == step.company_name else f"(as {first or 'of all companies'})"
 
 
 def _preview(session: Session, packs: list[str] | None, companies: list[str]) -> int:
     from skylift.migration.upgrade import preview
 
     done: list[StepDone] = []
-    preview(session.migration, packs, companies, lambda step: done.append(step) if step.seconds is not None else None)
+    why = preview(session.migration, packs, companies, lambda step: done.append(step) if step.seconds is not None else None)
     for step in done:
         if not session.as_json:
             session.say(f"-- {step.company or '(all companies)'}: {step.pack} {step.step}")
-            for text in (*(f"{statement};" for statement in step.statements), *(f"-- {note}" for note in step.notes)):
+            changing = [statement for statement in step.statements if not _ASKS.match(statement)]
+            asked = len(step.statements) - len(changing)
+            for text in (*(f"{statement};" for statement in changing), *(f"-- {note}" for note in step.notes),
+                         *([f"-- and {asked:,} that only ask: see --json"] if asked else [])):
                 session.say(text)
-    session.say("nothing was changed" if done else "there is no step to be done")
-    session.answer({"steps": [{"company": step.company, "pack": step.pack, "step": step.step, "statements": step.statements,
-                               "notes": step.notes, "error": step.error} for step in done]})
+    session.say("nothing was changed" if done else f"there is no step to be done: {'; '.join(why)}")
+    if done:
+        for text in why:
+            session.note(f"left out: {text}")
+    session.answer({"left_out": why, "steps": [
+        {"company": step.company, "pack": step.pack, "step": step.step, "statements": step.statements, "notes": step.notes,
+         "error": step.error} for step in done]})
     return OK
 
 

@@ -31,7 +31,7 @@ def own_tables(connection: sa.Connection, target_url: str) -> set[Key]:
 
 def _into(target_url: str) -> tuple[sa.ColumnElement[bool], ...]:
     return (run_tables.c.run_id == runs.c.run_id, runs.c.replication_type != ReplicationType.DIAGNOSTIC,
-            runs.c.target.in_((place_of(target_url), "")))
+            runs.c.target.in_(("", *([place_of(target_url)] if target_url else ()))))
 
 
 def refuse_blocked(service: Service, verb: Verb, meant: Callable[[tuple[str, str]], bool] = lambda key: True) -> None:

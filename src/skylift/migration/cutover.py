@@ -29,10 +29,11 @@ States = Mapping[TargetName, TableState]
 _SINCE = ("has changed in the source since", "have changed in the source since")
 
 
-def refuse_unproven(service: Service, row: Mapping[str, Any], reading: Reading = UNTOLD) -> None:
+def refuse_unproven(service: Service, row: Mapping[str, Any], upgraded: bool, reading: Reading = UNTOLD) -> None:
     """Raises StateError naming the tables that are not there, have changed in the source, or are not what was copied.
 
-    `row`: the migration's, as it was when the cheap conditions held. What was left of copies that never ended is dropped.
+    `row`: the migration's, as it was when the cheap conditions held; `upgraded`: whether its rows have been. What was left of copies that
+    never ended is dropped.
     """
     product = find_product(row["product_id"])
     sides = opened(service.box.open(row["source_url"]), service.box.open(row["target_url"]), Losses(service.settings.accept))
@@ -46,13 +47,13 @@ def refuse_unproven(service: Service, row: Mapping[str, Any], reading: Reading =
         # A migration that is disabled has no feed any more, and must not get one again.
         fed = row["state"] is not MigrationState.DISABLED
         unsure = _unsure(tasks, states, source, str(row["consumer"])) if fed else tasks
-        reading.begin(sum(states[task.target].digest.rows for task in [*unsure, *([] if product.upgrades else tasks)]))
+        reading.begin(sum(states[task.target].digest.rows for task in [*unsure, *([] if upgraded else tasks)]))
         behind = _changed(tasks, unsure, states, source)
         behind |= _those_not(unsure, pool, lambda task: _same_source(task, states[task.target], source, target, reading))
         _refuse([task for task in tasks if task.target in behind], _SINCE, "FeedLag",
                 "what has changed there will not arrive: the data is upgraded. Force the completion if that does not matter"
-                if product.upgrades else "let nobody work in the source, and run the replication once more (skylift run)")
-        if not product.upgrades:
+                if upgraded else "let nobody work in the source, and run the replication once more (skylift run)")
+        if not upgraded:
             differing = _those_not(tasks, pool, lambda task: _same_target(task, states[task.target], source, target, reading))
             what = ("holds other rows than were copied", "hold other rows than were copied")
             _refuse([task for task in tasks if task.target in differing], what, "NotVerified",

@@ -17,6 +17,7 @@ from skylift.connectors.locking import unlock
 from skylift.errors import Conflict, NotFound, SetupError, SkyliftError, StateError, Transient, redact
 from skylift.migration.changes import note, update_companies
 from skylift.migration.cutover import refuse_unproven
+from skylift.migration.packs import named_packs
 from skylift.migration.scope import left_out, refuse_failed_tables
 from skylift.migration.service import Service, Verb, newest_run
 from skylift.migration.validation import refuse_invalid
@@ -66,8 +67,8 @@ class EndingVerbs(Service):
             if _is_completed(verb):
                 return
             self._gate(verb, force)
-            row, newest = dict(verb.row), newest_run(verb.connection)
-        if not (force or self._prove(row, reading)):
+            row, newest, upgraded = dict(verb.row), newest_run(verb.connection), _is_upgraded(verb)
+        if not (force or self._prove(row, upgraded, reading)):
             return
         problem: SkyliftError | None = None
         for last in (False, True):
@@ -93,11 +94,11 @@ class EndingVerbs(Service):
         """End the migration for good, whatever is open."""
         self.complete_cloud_migration(force=True, reason=reason)
 
-    def _prove(self, row: Mapping[str, Any], reading: Reading) -> bool:
+    def _prove(self, row: Mapping[str, Any], upgraded: bool, reading: Reading) -> bool:
         """Look at source and target, as soon as they are free; False if somebody else has completed the migration meanwhile."""
         for tries_left in range(BUSY_TRIES, -1, -1):
             try:
-                refuse_unproven(self, row, reading)
+                refuse_unproven(self, row, upgraded, reading)
                 break
             except Transient:                              # such as a DuckDB file that another administrator's look holds
                 if not tries_left:
@@ -113,13 +114,12 @@ class EndingVerbs(Service):
         verb.permit("force_completion" if force else "complete_cloud_migration")
         try:
             product = find_product(verb.row["product_id"])
-            upgraded = verb.state is MigrationState.UPGRADED or (verb.state is MigrationState.DISABLED and _all_upgraded(verb.connection))
-            if product.upgrades and not upgraded:
+            if not _is_upgraded(verb) and (product.upgrades or named_packs(self, verb.row)):
                 raise StateError("the data has not been upgraded", code="NotUpgraded",
                                  hint="replicate, then run the data upgrade (skylift upgrade; API: runDataUpgrade), then complete")
             refuse_failed_tables(verb.connection)
             refuse_invalid(verb.connection)
-        except StateError as error:
+        except SkyliftError as error:                      # a pack or a suite that cannot be read holds it up, too
             if not force:
                 raise
             return f"Still open: {error.message}."
@@ -201,9 +201,9 @@ def _is_completed(verb: Verb) -> bool:
     return verb.state is MigrationState.DISABLED and verb.row["disabled_reason"] == COMPLETED
 
 
-def _all_upgraded(connection: sa.Connection) -> bool:
-    statuses = connection.scalars(sa.select(source_companies.c.upgrade_status).where(source_companies.c.replicate)).all()
-    return set(statuses) == {UpgradeStatus.COMPLETED}
+def _is_upgraded(verb: Verb) -> bool:
+    statuses = verb.connection.scalars(sa.select(source_companies.c.upgrade_status).where(source_companies.c.replicate)).all()
+    return verb.state is MigrationState.UPGRADED or (verb.state is MigrationState.DISABLED and set(statuses) == {UpgradeStatus.COMPLETED})
 
 
 def _with_reason(sentence: str, reason: str) -> str:

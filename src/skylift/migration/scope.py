@@ -41,8 +41,8 @@ class Part:
         """As a sentence for a run's details; '' for everything."""
         if self.tables is not None:
             kind = "that had failed" if self.failed else "that were asked for"
-            return f"Only the tables {kind}: {_some(_names(sorted(self.tables)))}."
-        return "" if self.companies is None else f"Only the companies that were asked for: {_some(sorted(self.companies))}."
+            return f"Only the tables {kind}: {some(_names(sorted(self.tables)))}."
+        return "" if self.companies is None else f"Only the companies that were asked for: {some(sorted(self.companies))}."
 
 
 def look_up(verb: Verb, scope: Scope) -> Part:
@@ -54,7 +54,7 @@ def look_up(verb: Verb, scope: Scope) -> Part:
                  if key in part]
         found = {name: [key for key in known if is_called(key[1], name)] for name in scope.tables}
         if missing := sorted(name for name, keys in found.items() if not keys):
-            raise NotFound(f"the source has no table {_some(f'{name!r}' for name in missing)}", code="TableNotFound",
+            raise NotFound(f"the source has no table {some(f'{name!r}' for name in missing)}", code="TableNotFound",
                            hint="skylift tables lists them; a name is written without the company before it")
         part = Part(companies, frozenset(key for keys in found.values() for key in keys))
     if scope.failed:
@@ -102,7 +102,7 @@ def failed_tables(connection: sa.Connection) -> list[Key]:
 def refuse_failed_tables(connection: sa.Connection) -> None:
     """Raises StateError naming the tables that failed, or that take part and are yet to be copied (whole)."""
     if failed := failed_tables(connection):
-        raise StateError(f"{_count(failed, 'has', 'have')} failed: {_some(_names(failed))}", code="TablesFailed",
+        raise StateError(f"{_count(failed, 'has', 'have')} failed: {some(_names(failed))}", code="TablesFailed",
                          hint="mend what their errors say and run the replication again (skylift run --failed)")
     marked = sa.select(source_companies.c.name).where(source_companies.c.replicate)
     rows = connection.execute(sa.select(registry.c.company_name, registry.c.table_name).where(
@@ -110,7 +110,7 @@ def refuse_failed_tables(connection: sa.Connection) -> None:
         sa.or_(registry.c.company_name == "", registry.c.company_name.in_(marked))).order_by(
         registry.c.company_name, registry.c.table_name))
     if uncopied := [(row.company_name, row.table_name) for row in rows]:
-        raise StateError(f"{_count(uncopied, 'is', 'are')} yet to be copied: {_some(_names(uncopied))}", code="TablesNotCopied",
+        raise StateError(f"{_count(uncopied, 'is', 'are')} yet to be copied: {some(_names(uncopied))}", code="TablesNotCopied",
                          hint="run the replication, or leave them out (skylift tables --exclude NAME)")
 
 
@@ -121,7 +121,7 @@ def left_out(connection: sa.Connection) -> str:
         ~registry.c.replicate, sa.or_(registry.c.company_name == "", registry.c.company_name.in_(marked))).order_by(
         registry.c.company_name, registry.c.table_name))
     keys = [(row.company_name, row.table_name) for row in rows]
-    return f"{_count(keys, 'was', 'were')} left out: {_some(_names(keys), NAMED_LEFT_OUT)}." if keys else ""
+    return f"{_count(keys, 'was', 'were')} left out: {some(_names(keys), NAMED_LEFT_OUT)}." if keys else ""
 
 
 def _count(keys: Sequence[Key], one: str, many: str) -> str:
@@ -130,7 +130,7 @@ def _count(keys: Sequence[Key], one: str, many: str) -> str:
 
 def list_tables(keys: Sequence[Key]) -> str:
     """The first of them by name, and how many more there are."""
-    return _some(_names(keys))
+    return some(_names(keys))
 
 
 def _names(keys: Iterable[Key]) -> list[str]:
@@ -141,7 +141,7 @@ def _company(verb: Verb, name: str) -> str:
     rows = verb.connection.execute(sa.select(source_companies)).all()
     hit = next((row for row in rows if name.casefold() in (row.name.casefold(), row.display_name.casefold())), None)
     if hit is None:
-        raise NotFound(f"the source has no company '{name}'", hint=f"it has: {_some(sorted(row.name for row in rows)) or 'none yet'}",
+        raise NotFound(f"the source has no company '{name}'", hint=f"it has: {some(sorted(row.name for row in rows)) or 'none yet'}",
                        code="CompanyNotFound")
     if not hit.replicate:
         raise StateError(f"company '{hit.name}' is not marked for replication", code="CompanyNotMarked",
@@ -149,7 +149,7 @@ def _company(verb: Verb, name: str) -> str:
     return hit.name
 
 
-def _some(names: Iterable[str], most: int = NAMED) -> str:
+def some(names: Iterable[str], most: int = NAMED) -> str:
     names = list(names)
     return ", ".join([*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])])
 

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from skylift.errors import redact
 from skylift.migration.service import count_tables, newest_run
 from skylift.model import Run, Standing
+from skylift.products.registry import PRODUCTS
 from skylift.runs import ALLOWED, MIGRATION_TRANSITIONS, MigrationState, RunStatus, TableStatus
 from skylift.store.secrets import SecretBox
 
@@ -38,7 +39,7 @@ def complete(connection: sa.Connection, row: Standing, box: SecretBox) -> Standi
     newest = newest_run(connection)
     return replace(row, source_url=redact(box.open(row.source_url)) if row.source_url else "",
                    target_url=redact(box.open(row.target_url)) if row.target_url else "", headline=_headline(connection, row, newest),
-                   verbs=_verbs(row.state, newest))
+                   verbs=_verbs(row, newest))
 
 
 def _headline(connection: sa.Connection, row: Standing, newest: Run | None) -> str:
@@ -55,10 +56,13 @@ def _headline(connection: sa.Connection, row: Standing, newest: Run | None) -> s
     return sentence
 
 
-def _verbs(state: MigrationState, newest: Run | None) -> tuple[str, ...]:
+def _verbs(row: Standing, newest: Run | None) -> tuple[str, ...]:
     """In the API's spelling. A verb may look at more than the state, and then refuses by itself."""
-    permitted = [verb for verb, states in ALLOWED.items() if state in states]
-    if (state, "enable") in MIGRATION_TRANSITIONS:
+    permitted = [verb for verb, states in ALLOWED.items() if row.state in states]
+    product = PRODUCTS.get(row.product_id)
+    if row.state is MigrationState.READY and product and product.optional_upgrade:
+        permitted.append("run_data_upgrade")
+    if (row.state, "enable") in MIGRATION_TRANSITIONS:
         permitted.append("set_up")
     if newest and newest.status is RunStatus.IN_PROGRESS and not newest.cancelled:
         permitted.append("cancel")

@@ -6,7 +6,7 @@ rows, all of a company or nothing (upgrades/execute.py); and the upgrade tags re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 from uuid import UUID
@@ -17,23 +17,27 @@ from skylift.connectors import TableState, Target, open_target
 from skylift.errors import NotVerified, SkyliftError, StateError, TargetFailed, Transient
 from skylift.migration.changes import update_companies
 from skylift.migration.cutover import refuse_lag
-from skylift.migration.scope import refuse_failed_tables
+from skylift.migration.packs import find, names_of, refuse_paths
+from skylift.migration.replication import await_upgrade
+from skylift.migration.scope import refuse_failed_tables, some
 from skylift.migration.service import Service, Verb, get_migration, get_row, newest_run
 from skylift.migration.upgrade_steps import enter_steps, note_step, settle_steps
 from skylift.migration.validation import validate_automatically
 from skylift.model import Run, TargetName
 from skylift.products.naming import target_name
 from skylift.products.registry import find_product
-from skylift.runs import MigrationState, RunStatus, UpgradeStatus
-from skylift.store.tables import events, registry, runs, source_companies, upgrade_steps, upgrade_tags
+from skylift.runs import MigrationState, ReplicationType, RunStatus, UpgradeStatus
+from skylift.store.tables import events, registry, run_tables, runs, source_companies, upgrade_steps, upgrade_tags
 from skylift.upgrades.execute import Company, StepDone, upgrade_company
-from skylift.upgrades.pack import Pack, find_packs
+from skylift.upgrades.pack import Pack
 
 
 class UpgradeVerbs(Service):
     def run_data_upgrade(self, id: UUID | None = None, *, packs: Sequence[str] | None = None, retry: str = "",
-                         current: bool = False) -> None:
+                         current: bool = False) -> Run:
         """Ask for the data upgrade of the marked companies; the coordinator does it. After a failure only the rest is done again.
+
+        It follows the run that waits for it; of a product that needs none (Custom) the newest run, where packs are named.
 
         `packs`: the upgrade packs to go through, None = those of the settings, after a failure those that it had.
         `retry`: of the companies that failed only this one;
@@ -45,11 +49,14 @@ class UpgradeVerbs(Service):
         if current:
             with self.store.read() as connection:
                 row = get_migration(connection)
-            if row["state"] is MigrationState.UPGRADE_PENDING:       # whatever else stands in the way is said below
+            if row["state"] is MigrationState.UPGRADE_PENDING or _may_follow(row):       # whatever else stands in the way is said below
                 refuse_lag(self, row)
         with self.verb(commits=True) as verb:
             connection = verb.connection
             waiting = newest_run(connection, runs.c.status.in_((RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED)))
+            optional = _may_follow(verb.row)
+            if optional:
+                waiting = _copied(connection)
             run = (waiting or newest_run(connection)) if id is None else get_row(connection, Run, id)
             if run is None or verb.state in (MigrationState.AWAITING_AGENT, MigrationState.REPLICATING, MigrationState.UPGRADING):
                 raise verb.refusal()
@@ -58,7 +65,9 @@ class UpgradeVerbs(Service):
             if id is not None and run != waiting and connection.execute(later).first():
                 raise StateError("there is a newer run than this one", hint="use the newest", code="NotNewest")
             product = find_product(verb.row["product_id"])
-            if not product.upgrades:
+            if optional:
+                run = self._let_follow(verb, run, waiting, packs)
+            elif not (product.upgrades or product.optional_upgrade):
                 raise StateError(f"{product.display_name} needs no data upgrade", hint="complete the migration", code="NoUpgrade")
             verb.permit("run_data_upgrade")
             refuse_failed_tables(connection)
@@ -75,8 +84,8 @@ class UpgradeVerbs(Service):
                                  code="CompanyNotCopied")
             if run.status not in (RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED):
                 raise StateError("this run does not wait for an upgrade", hint="run the replication again", code="NotPending")
-            named = _named(self, verb.row, packs)
-            found = _packs(self, verb.row, named)
+            named = names_of(self, verb.row, packs)
+            found, _ = find(self, verb.row, named)
             if again and named != verb.row["packs"].splitlines():
                 _go_on_with(connection, found)
             if retry and retry not in failed:
@@ -87,6 +96,28 @@ class UpgradeVerbs(Service):
             verb.set(packs="\n".join(named))
             verb.move_run(run, "upgrade", details="The data upgrade is in progress.")
             verb.move("upgrade")
+            return get_row(connection, Run, run.id)
+
+    def _let_follow(self, verb: Verb, run: Run, copied: Run | None, packs: Sequence[str] | None) -> Run:
+        """Have the newest run that copied wait for the upgrade that its product does not need."""
+        if copied is None:
+            raise verb.refusal()
+        product = find_product(verb.row["product_id"])
+        found, why = find(self, verb.row, names_of(self, verb.row, packs))
+        if not found:
+            told = f" ({'; '.join(why)})" if why else ""
+            raise StateError(f"{product.display_name} needs no data upgrade{told}", code="NoUpgrade",
+                             hint="name upgrade packs (skylift upgrade --pack NAME; API v2.0: packs), or complete the migration")
+        if run == copied and run.status is RunStatus.COMPLETED:
+            verb.move_run(run, "await_upgrade", "upgrade packs were named")
+            await_upgrade(verb)
+            verb.move("await_upgrade")
+        return get_row(verb.connection, Run, run.id)
+
+    def run_named_upgrade(self, *, packs: Sequence[str] | None = None, retry: str = "", current: bool = False) -> None:
+        """As run_data_upgrade, for whoever is not at this machine: packs are named, not pointed to."""
+        refuse_paths(self, packs or ())
+        self.run_data_upgrade(packs=packs, retry=retry, current=current)
 
 
 def upgrade(service: Service, run: Run, stop: Callable[[], bool], check: Callable[[sa.Connection], None]) -> None:
@@ -99,7 +130,7 @@ def upgrade(service: Service, run: Run, stop: Callable[[], bool], check: Callabl
         pending = connection.scalars(sa.select(source_companies.c.name).where(
             source_companies.c.replicate, source_companies.c.upgrade_status.in_((UpgradeStatus.PENDING, UpgradeStatus.STARTED)))
             .order_by(source_companies.c.name)).all()
-    packs = _packs(service, row, row["packs"].splitlines())
+    packs, _ = find(service, row, row["packs"].splitlines())
     tag = f"{row['product_id']}-{row['source_version']}-Verified"
     shared_error = ""
     with closing(open_target(service.box.open(row["target_url"]))) as target:
@@ -126,38 +157,58 @@ def upgrade(service: Service, run: Run, stop: Callable[[], bool], check: Callabl
         failed = verb.connection.execute(
             sa.select(source_companies.c.name, source_companies.c.upgrade_error).order_by(source_companies.c.name).where(
                 source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.FAILED)).all()
-        errors = [*([f"Tables of all companies: {shared_error}"] if shared_error else []), *(f"{name}: {error}" for name, error in failed)]
-        end_upgrade(verb, run, "; ".join(errors))
+        errors = {**({"": shared_error} if shared_error else {}), **dict(map(tuple, failed))}
+        end_upgrade(verb, run, "; ".join(_grouped(errors)))
         if not errors:
             validate_automatically(verb, service.settings)
 
 
+def _grouped(errors: Mapping[str, str]) -> list[str]:
+    """`errors` of companies as sentences, each once, also where it differs in nothing but the company's name."""
+    alike: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        alike.setdefault(error.replace(name or "\0", ""), []).append(name)
+    return [f"{some([name or 'tables of all companies' for name in names])}: {errors[names[0]]}" for names in alike.values()]
+
+
 def preview(service: Service, packs: Sequence[str] | None, companies: Sequence[str],
-            report: Callable[[StepDone], None]) -> None:
+            report: Callable[[StepDone], None]) -> list[str]:
     """Carry the packs out in transactions that are rolled back; `report` is told every step with its statements.
 
-    `companies`: only these, with what all share; empty = all marked ones. Raises StateError where no upgrade is due, and what a step
-    raises.
+    `companies`: only these, with what all share; empty = all marked ones. Returns why something is not done. Raises StateError where
+    no upgrade is due, and what a step raises.
     """
     with service.store.read() as connection:
         row = get_migration(connection)
         marked = connection.scalars(sa.select(source_companies.c.name).order_by(source_companies.c.name).where(
             source_companies.c.replicate, source_companies.c.upgrade_status != UpgradeStatus.COMPLETED)).all()
-    if row["state"] not in (MigrationState.UPGRADE_PENDING, MigrationState.UPGRADE_FAILED):
+        copied = _copied(connection)
+    due = row["state"] in (MigrationState.UPGRADE_PENDING, MigrationState.UPGRADE_FAILED)
+    if not (due or (copied and copied.status is RunStatus.COMPLETED and _may_follow(row))):
         raise StateError("no data upgrade is due", hint="run the replication first (skylift run)", code="NotPending")
-    found = _packs(service, row, _named(service, row, packs))
+    names = names_of(service, row, packs)
+    found, why = find(service, row, names)
+    done = 0
     with closing(open_target(service.box.open(row["target_url"]))) as target:
         states = target.states()
         for name in ["", *(name for name in marked if not companies or name in companies)]:
-            upgrade_company(target, _company(service, name, states, target), found, str(row["copy_id"]), keep=False, report=report,
-                            limit_s=service.settings.upgrade_step_s)
+            done += upgrade_company(target, _company(service, name, states, target), found, str(row["copy_id"]), keep=False, report=report,
+                                    limit_s=service.settings.upgrade_step_s)
+    if not names:
+        why.append("no upgrade pack is named (--pack NAME, or the setting packs)")
+    elif found and not done:
+        why.append("all steps are done" if marked else "no marked company is left to upgrade")
+    return why
 
 
-def _named(service: Service, row: Mapping[str, Any], packs: Sequence[str] | None) -> list[str]:
-    """`packs`, or where there are none given those of the upgrade that has failed, else those of the settings."""
-    if packs is not None:
-        return list(packs)
-    return row["packs"].splitlines() if row["state"] is MigrationState.UPGRADE_FAILED else service.settings.packs.split()
+def _may_follow(row: Mapping[str, Any]) -> bool:
+    """Whether nothing waits for an upgrade, and yet one may be asked for."""
+    return row["state"] is MigrationState.READY and find_product(row["product_id"]).optional_upgrade
+
+
+def _copied(connection: sa.Connection) -> Run | None:
+    """The newest run that copied."""
+    return newest_run(connection, runs.c.run_id.in_(sa.select(run_tables.c.run_id)), runs.c.replication_type != ReplicationType.DIAGNOSTIC)
 
 
 def _go_on_with(connection: sa.Connection, packs: Sequence[Pack]) -> None:
@@ -173,11 +224,6 @@ def _go_on_with(connection: sa.Connection, packs: Sequence[Pack]) -> None:
     update_companies(connection, source_companies.c.replicate, source_companies.c.upgrade_status == UpgradeStatus.COMPLETED,
                      upgrade_status=UpgradeStatus.PENDING)
     connection.execute(upgrade_tags.delete())
-
-
-def _packs(service: Service, row: Mapping[str, Any], names: Iterable[str]) -> list[Pack]:
-    """Of the named packs those that are for this product and source version."""
-    return [pack for pack in find_packs(names, service.settings.home) if pack.applies(row["product_id"], row["source_version"])]
 
 
 def _company(service: Service, name: str, states: Mapping[TargetName, TableState], target: Target) -> Company:

@@ -72,6 +72,8 @@ class Product(Protocol):
     def display_name(self) -> str: ...
     @property
     def upgrades(self) -> bool: ...    # a finished run waits for runDataUpgrade
+    @property
+    def optional_upgrade(self) -> bool: ...    # it does not, but an upgrade may follow, where upgrade packs are named
 
     def discover(self, source: Source) -> Catalogue:
         """Raises SetupError if the source is not of this product, or names collide."""

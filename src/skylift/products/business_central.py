@@ -70,6 +70,7 @@ class BusinessCentral:
     display_name: str
     upgrades: bool
     majors: range
+    optional_upgrade: bool = False
 
     def discover(self, source: Source) -> Catalogue:
         """Raises SetupError if the source is no Business Central database, has the wrong version, or names collide."""

@@ -17,6 +17,7 @@ class Custom:
     id: str = "Custom"
     display_name: str = "Custom Migration"
     upgrades: bool = False
+    optional_upgrade: bool = True
 
     def discover(self, source: Source) -> Catalogue:
         """Every table of the source, each schema a company. Raises SetupError if there is none, or names collide."""

@@ -19,6 +19,7 @@ class Unread:
     id: str
     display_name: str
     upgrades: bool = True
+    optional_upgrade: bool = False
 
     def discover(self, source: Source) -> Catalogue:
         """Always raises SetupError: better refused than migrated by guesswork."""

@@ -41,28 +41,39 @@ class Step:
 class Pack:
     name: str
     version: str
-    product: str                                 # '' = any
+    products: tuple[str, ...]                    # ids of the source products that it is for; none = any
     since: str                                   # source versions that it is for: since <= version < until, '' = unbounded
     until: str
     steps: tuple[Step, ...]
     options: Mapping[str, Any]
 
-    def applies(self, product: str, version: str) -> bool:
-        return (self.product in ("", product) and (not self.since or _order(self.since) <= _order(version))
-                and (not self.until or _order(version) < _order(self.until)))
+    def why_not(self, product: str, version: str) -> str:
+        """Why it is not for this product or source version; '' if it is."""
+        if self.products and product not in self.products:
+            return f"pack {self.name} is for {' and '.join(self.products)}, not for {product}"
+        if (self.since and _order(version) < _order(self.since)) or (self.until and _order(version) >= _order(self.until)):
+            bounds = [f"{word} {bound}" for word, bound in (("from", self.since), ("before", self.until)) if bound]
+            return f"pack {self.name} is for sources {' and '.join(bounds)}, and this one is {version or 'of no version'}"
+        return ""
 
 
 def find_packs(names: Iterable[str], home: Path) -> list[Pack]:
-    """The packs of these names: built-in ones, or folders (relative ones under `home`). Raises SetupError naming what is wrong with one."""
-    packs = [load_pack(BUILT_IN / name.replace("-", "_") if _is_built_in(name) else home / name) for name in names]
+    """The packs of these names: built-in ones, or folders (relative ones under `home`, or under `packs` there).
+
+    Raises SetupError naming what is wrong with one.
+    """
+    packs = [load_pack(_folder(name, home)) for name in names]
     doubled = {pack.name for pack in packs if sum(other.name == pack.name for other in packs) > 1}
     if doubled:
         raise SetupError(f"more than one upgrade pack is called '{min(doubled)}'", hint="give each a name of its own", code="Pack")
     return packs
 
 
-def _is_built_in(name: str) -> bool:
-    return re.fullmatch(r"[a-z-]+", name) is not None and (BUILT_IN / name.replace("-", "_") / "pack.toml").exists()
+def _folder(name: str, home: Path) -> Path:
+    built_in, own = BUILT_IN / name.replace("-", "_"), home / "packs" / name
+    if re.fullmatch(r"[a-z-]+", name) and (built_in / "pack.toml").exists():
+        return built_in
+    return own if (own / "pack.toml").exists() and not (home / name / "pack.toml").exists() else home / name
 
 
 def load_pack(folder: Path) -> Pack:
@@ -78,9 +89,12 @@ def load_pack(folder: Path) -> Pack:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise _wrong(manifest, f"cannot be read: {error}") from None
     _check_keys(manifest, content, _PACK_KEYS, ("name", "version"))
-    for key in ("name", "version", "product", "from", "to"):
+    for key in ("name", "version", "from", "to"):
         if not isinstance(content.get(key, ""), str):
             raise _wrong(manifest, f"'{key}' is not text", f'write {key} = "..."')
+    products = [content["product"]] if isinstance(content.get("product"), str) else content.get("product", [])
+    if not isinstance(products, list) or not all(isinstance(product, str) for product in products):
+        raise _wrong(manifest, "'product' is neither text nor a list of texts", 'write product = ["...", "..."]')
     entries = content.get("step") or []
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise _wrong(manifest, "has no [[step]]")
@@ -88,7 +102,7 @@ def load_pack(folder: Path) -> Pack:
     steps = tuple(_step(manifest, entry, repr(sorted(options.items()))) for entry in entries)
     if len({step.id for step in steps}) < len(steps):
         raise _wrong(manifest, "has two steps of one id")
-    return Pack(content["name"], content["version"], content.get("product", ""), content.get("from", ""), content.get("to", ""),
+    return Pack(content["name"], content["version"], tuple(filter(None, products)), content.get("from", ""), content.get("to", ""),
                 steps, options)
 
 
