@@ -486,3 +486,17 @@ def test_values_of_50_mb_arrive_within_bounded_memory(source, anywhere):
     assert process.returncode == 0, process.stderr
     assert anywhere.rows("t") == source.rows("t")
     assert int(process.stdout) < 600
+
+
+def test_large_values_are_compressed_where_that_makes_them_smaller(tmp_path):
+    size = 2 * lake_files.LARGE_BYTES
+    table = pa.table({"id": [1, 2], "text": ["a" * size, "b" * size], "picture": [os.urandom(size), os.urandom(size)], "none": [b"", None]})
+    store = lake_store.Folder(tmp_path)
+
+    [file] = lake_files.write(store, table.schema, table.to_batches(), ["id"], lambda: "t.parquet")
+    store.close()
+
+    group = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0)
+    assert [group.column(i).compression for i in range(4)] == ["ZSTD", "ZSTD", "UNCOMPRESSED", "ZSTD"]
+    assert 2 * size < file.size_bytes < 2.1 * size
+    assert pq.read_table(tmp_path / "t.parquet").equals(table)

@@ -16,7 +16,7 @@ from tests.connectors.test_conformance import insert
 SIZES = [2 * 2**20 + i * 48 * 2**20 // 11 for i in range(12)]      # 2 to 50 MiB
 # Most of it is several copies of one value: the source's driver, Arrow and the target's encoder each hold one. DuckDB has the large
 # values of neighbouring rows in memory together while it reads them.
-LAKE_MB, POSTGRES_MB, DUCKDB_MB = 650, 750, 1000
+LAKE_MB, POSTGRES_MB, DUCKDB_MB = 600, 750, 1000
 
 
 def copy(source_url, target_url):

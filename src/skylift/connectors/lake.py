@@ -177,6 +177,7 @@ class LakeTarget:
         for file in files:
             for batch in lake_files.read(self._store, file, table.schema.names):
                 yield self._form.decoded(batch, table.schema)
+                del batch
 
     def discard_copies(self, keep: str) -> None:
         """Also deletes what killed transactions have left behind."""
@@ -284,6 +285,7 @@ class LakeTransaction:
             if found is None or found[path].any():
                 for batch in lake_files.read(self._store, file, table.schema.names, None if found is None else found[path]):
                     yield self._form.decoded(batch, table.schema)
+                    del batch
 
     def count(self, name: TargetName) -> int:
         return sum(file.rows for file in self._as_seen(name).files.values())

@@ -20,8 +20,10 @@ READ_ROWS = 8_192
 READ_BYTES = 16 * 2**20           # of a batch that is read
 PAGE_BYTES = 2**20
 WIDE_BYTES = 1024                 # a column whose values are larger on average gets no dictionary and no statistics: each would copy them
+LARGE_BYTES = 2**20               # a column whose values are larger on average is compressed only where that makes them smaller: pictures
+SAMPLE_BYTES = 2**16              # and archives are compressed already, and the compressor's output would be a copy of them in memory
 BOUND_CHARACTERS = 64             # longer texts are no bounds
-_WRITING: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
+_CODEC, _LEVEL = "zstd", 1
 
 
 def write(store: Any, schema: pa.Schema, batches: Iterable[pa.RecordBatch], key: Sequence[str],
@@ -60,11 +62,26 @@ def _write(store: Any, path: str, table: pa.Table, key: Sequence[str]) -> DataFi
         # pyarrow looks at the size of a page, and of a dictionary, only after `write_batch_size` values.
         values = max(1, min(1024, PAGE_BYTES * table.num_rows // max(1, table.nbytes)))
         short = [name for name in table.column_names if table.column(name).nbytes < WIDE_BYTES * table.num_rows]
+        squeezed = [name for name in table.column_names if not _is_squeezed_already(table.column(name))]
         with pq.ParquetWriter(sink, table.schema, write_batch_size=values, use_dictionary=short, write_statistics=short,
-                              **_WRITING) as writer:
+                              compression={name: _CODEC if name in squeezed else "none" for name in table.column_names},
+                              compression_level=dict.fromkeys(squeezed, _LEVEL), write_page_checksum=True) as writer:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
         size = sink.tell()
     return DataFile(path, table.num_rows, size, _bounds(writer.writer.metadata, table.schema, key))
+
+
+def _is_squeezed_already(column: pa.ChunkedArray) -> bool:
+    """Whether the values are large, and a sample from the middle of each batch gets no smaller by compressing it."""
+    if column.nbytes <= LARGE_BYTES * len(column) or not (pa.types.is_binary(column.type) or pa.types.is_string(column.type)):
+        return False
+    samples = []
+    for chunk in column.chunks:
+        ends = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset:chunk.offset + len(chunk) + 1]
+        middle = (int(ends[0]) + int(ends[-1]) - SAMPLE_BYTES) // 2
+        samples.append(chunk.buffers()[2].slice(max(int(ends[0]), middle), SAMPLE_BYTES))
+    before, after = sum(len(sample) for sample in samples), sum(len(pa.compress(sample, _CODEC)) for sample in samples)
+    return after > 0.95 * before
 
 
 def _bounds(footer: pq.FileMetaData, schema: pa.Schema, key: Sequence[str]) -> dict[str, list[Any]]:
@@ -99,6 +116,7 @@ def read(store: Any, file: DataFile, columns: Sequence[str], hits: np.ndarray | 
                 yield batch
             elif hits[begin:end].any():
                 yield batch.filter(pa.array(hits[begin:end]))
+            del batch                                  # before the next one is read: a value may be large
             begin = end
 
 

@@ -125,6 +125,7 @@ def digest_all(batches: Iterable[pa.RecordBatch]) -> Digest:
     total = Digest()
     for batch in batches:
         total += digest(batch)
+        del batch                                      # before the next one is read: a value may be large
     return total
 
 
