@@ -11,9 +11,9 @@ import pytest
 
 from skylift.errors import NotFound, StateError
 from skylift.migration.coordinator import Worker
-from skylift.model import App, Validation, ValidationResult
+from skylift.model import App, MigrationWarning, Validation, ValidationResult
 from skylift.query import Attribute, Order, Query
-from skylift.runs import MigrationState, ReplicationType, ValidationStatus
+from skylift.runs import MigrationState, ReplicationType, ValidationStatus, WarningType
 from skylift.validation import suites
 from tests.migration.lab import ANY
 from tests.migration.test_changes import owed, subscribe, tell
@@ -154,6 +154,12 @@ def test_a_suite_that_crashes_is_a_warning_and_the_others_go_on(copied, monkeypa
     rows = [row for row in results(copied) if row.suite == "rows"]
     assert {(row.test, row.is_warning, row.message) for row in rows} == {("", True, "ZeroDivisionError: a bug")}
     assert {row.suite for row in results(copied) if not row.is_warning} == {"keys", "columns", "census", "companions"}
+    [warning] = [w for w in copied.migration.select(MigrationWarning, Query()) if w.type is WarningType.MIGRATION_VALIDATOR]
+    assert warning.message == f"suite rows could not be carried out in {len(rows)} places, the first: ZeroDivisionError: a bug"
+
+    monkeypatch.undo()
+    validate(copied, force=True)
+    assert WarningType.MIGRATION_VALIDATOR not in {w.type for w in copied.migration.select(MigrationWarning, Query())}
 
 
 def test_tests_that_are_ignored_log_nothing_and_what_they_have_found_is_forgotten(copied):

@@ -47,8 +47,9 @@ def lay_out(catalogue: Catalogue, mappings: Sequence[TableMapping], source_table
         if mapping.target_table_type is TableMappingType.TABLE:
             wanted.setdefault((same_name(mapping.source_table_name), mapping.per_company), []).append(mapping)
         else:
-            left_out += [LeftOut(company, f"{mapped_name(mapping)}$ext", "skylift does not move columns to a table extension yet; "
-                                 f"'{mapping.source_table_name}' is copied as it is", "TableExtension")
+            left_out += [LeftOut(company, f"{mapped_name(mapping)}$ext", "which fields go to a table extension only the app's own metadata "
+                                 f"says, which a source does not hold; '{mapping.source_table_name}' is copied with all its fields, and an "
+                                 "upgrade pack can move some (docs/upgrade.md)", "TableExtension")
                          for company in (companies if mapping.per_company else [""])]
     own = {(table.company, same_name(table.table_name)) for table in catalogue.tables}
     found = [(table.company, table.table_name, table.table) for table in catalogue.tables]

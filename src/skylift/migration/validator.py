@@ -96,8 +96,17 @@ def _end(service: Service, validation: Validation, status: ValidationStatus, che
             status=status, ended_at=verb.now, details=details))
         if done.rowcount:
             verb.log("validation", "end_validation", ValidationStatus.IN_PROGRESS, status, details)
-            settle(verb, WarningType.MIGRATION_VALIDATOR,
-                   f"the validation could not be carried out: {details}" if status is ValidationStatus.FAILED else "")
+            settle(verb, WarningType.MIGRATION_VALIDATOR, f"the validation could not be carried out: {details}"
+                   if status is ValidationStatus.FAILED else _crashes(verb.connection))
+
+
+def _crashes(connection: sa.Connection) -> str:
+    """Which suites could not be carried out somewhere, and why; '' if all could. Their results have neither key nor values (§7)."""
+    row = validation_results.c
+    found = connection.execute(sa.select(row.suite, sa.func.count(), sa.func.min(row.message)).where(
+        row.is_warning, row.key == "", row.expected == "", row.actual == "").group_by(row.suite).order_by(row.suite)).all()
+    return "; ".join(f"suite {suite} could not be carried out{f' in {count} places, the first' if count > 1 else ''}: {message}"
+                     for suite, count, message in found)
 
 
 @contextmanager
