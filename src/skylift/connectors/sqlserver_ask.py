@@ -5,15 +5,16 @@ where only a query can stand, and what it runs in is rolled back.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
 from skylift.connectors.asking import MOST_ROWS, TABLES_ASKED, Asker, bounded, enclosed, lengths, numbers, overrun, refused
 from skylift.connectors.sql import quote
-from skylift.connectors.sqlserver import ServerError, Session, full_name
+from skylift.connectors.sqlserver import ServerError, Session, StatementOverrun, full_name
 from skylift.connectors.sqlserver_ddl import column_name
-from skylift.errors import SkyliftError
+from skylift.errors import SkyliftError, Transient
 
 _WORDS = (102, 156, 319, 1033, 8155)   # a statement, `with`, `order by` or a column without a name where none may stand
 
@@ -32,24 +33,37 @@ class SqlServerAsker:
     def ask(self, sql: str, limit_s: float) -> list[tuple]:
         enclosed(sql)
         try:
-            columns = self._session.run("select count(*) from sys.dm_exec_describe_first_result_set(?, null, 0) where is_hidden = 0"
-                                        " and error_number is null", sql)[0][0]
-            names = ", ".join(f"c{n}" for n in range(columns))
-            self._session.run("begin transaction")
+            names = ", ".join(f"c{n}" for n in range(self._columns(sql)))
             try:
+                self._session.run("begin transaction")
                 with self._session.limited(limit_s):
                     return bounded(self._session.run(f"select top ({MOST_ROWS + 1}) * from (\n{sql}\n) as _skylift_question"
-                                                     f"{f' ({names})' if columns else ''}"))
+                                                     f"{f' ({names})' if names else ''}"))
             finally:
-                self._session.run("if @@trancount > 0 rollback transaction")
+                with suppress(SkyliftError):           # of a lost connection nothing is left
+                    self._session.run("if @@trancount > 0 rollback transaction")
         except ServerError as error:
             if error.number in _WORDS:
                 raise refused(error.message) from None
             raise
-        except SkyliftError as error:
-            if "imeout" in error.message:
-                raise overrun(limit_s) from None
+        except StatementOverrun:
+            self._renew()
+            raise overrun(limit_s) from None
+        except Transient:
+            self._renew()
             raise
+
+    def _renew(self) -> None:
+        self._session.close()
+        self._session = Session(self._session.url)
+
+    def _columns(self, sql: str) -> int:
+        """How many columns the answer has, which must all have names here; 0 where the server does not tell."""
+        try:
+            return int(self._session.run("select count(*) from sys.dm_exec_describe_first_result_set(?, null, 0) where is_hidden = 0 "
+                                         "and error_number is null", sql)[0][0])
+        except ServerError:                            # other servers that speak TDS have no such function
+            return 0
 
     def table_sql(self, namespace: str, table: str) -> str:
         return full_name(namespace, table)

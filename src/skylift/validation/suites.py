@@ -97,7 +97,10 @@ class Pair:
             self._rows[source] = self._kept(read) if self.small and (self.table.size_bytes or 0) <= SMALL_BYTES else None
         wanted = _only(self.table, columns)
         rows = self._rows[source]
-        parts = read(wanted) if rows is None else [_selected(rows, wanted.schema.names)]
+        if rows is None and source:                    # which is read by its key, so that it cannot be left out
+            parts = [_selected(part, wanted.schema.names) for part in read(_only(self.table, [*wanted.schema.names, *self.table.key]))]
+        else:
+            parts = read(wanted) if rows is None else [_selected(rows, wanted.schema.names)]
         return [self._until_stopped(part) for part in parts]
 
     def _kept(self, read: Callable[[Table], list[Batches]]) -> list[pa.RecordBatch] | None:
