@@ -13,7 +13,7 @@ def test_validate_shows_what_it_has_found_and_what_it_has_not_compared(call, rea
     assert call("run")[0] == 0
     code, out, progress = call("validate")
     assert (code, "0 errors, 0 warnings" in out, "not compared" in out) == (0, True, True)
-    assert re.search(r"validating: [\d,]+ of 150 checks", progress)
+    assert re.search(r"validating: [\d,]+ of 180 checks", progress)
 
     with duckdb.connect(str(tmp_path / "home" / "target.duckdb")) as database:
         database.execute(f'delete from "{COMPANY}"."Customer${BASE}" where "No_" = (select min("No_") from "{COMPANY}"."Customer${BASE}")')

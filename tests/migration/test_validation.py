@@ -15,6 +15,7 @@ from skylift.model import App, MigrationWarning, Validation, ValidationResult
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, ValidationStatus, WarningType
 from skylift.validation import suites
+from skylift.validation.suites import SUITES
 from tests.migration.lab import ANY
 from tests.migration.test_changes import owed, subscribe, tell
 from tests.migration.test_replication import CRONUS, CUSTOMER
@@ -34,7 +35,7 @@ def test_what_was_copied_is_found_as_it_should_be_and_every_suite_has_gone_throu
     assert ended.details.startswith("0 errors and 0 warnings in ")
     taking_part = {(t.company_name, t.table_name) for t in copied.tables(copied.runs[0]).values()}
     assert {(p.company_name, p.table_name) for p in progress(copied) if p.suite == "rows"} == taking_part
-    assert ended.total == len(progress(copied)) == 5 * len(taking_part)
+    assert ended.total == len(progress(copied)) == len(SUITES) * len(taking_part)
     assert {p.note for p in progress(copied)} == {"", "the table has no primary key", "the target keeps rows of its own (preserved)"}
 
 
@@ -223,7 +224,7 @@ def test_where_the_setting_says_so_automatic_suites_follow_every_run_and_upgrade
     lab = set_up(copied, validation="automatic", validation_suites=folder)
     asked = lambda: lab.migration.select(Validation, Query(order=(Order(Attribute("requested_at")),)))  # noqa: E731
     lab.run()
-    assert [(v.status, v.suites) for v in asked()] == [(ValidationStatus.COMPLETED, "rows\nkeys\ncolumns\ncensus\ncompanions")]
+    assert [(v.status, v.suites) for v in asked()] == [(ValidationStatus.COMPLETED, "rows\nkeys\ncolumns\ncensus\ncompanions\nreferences")]
     lab.run(kind=ReplicationType.DIAGNOSTIC)
     assert len(asked()) == 1
     lab.run()

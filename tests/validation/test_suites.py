@@ -19,8 +19,9 @@ from skylift.errors import CopyError
 from skylift.losses import Losses
 from skylift.model import CopyTask, Digest, TargetName, Watermark
 from skylift.validation.census import COLUMNS_ASKED
+from skylift.validation.pair import Pair, Sides, ask_together
 from skylift.validation.report import Report
-from skylift.validation.suites import SUITES, Pair, Sides, ask_together
+from skylift.validation.suites import SUITES
 from tests.connectors.labs import SOURCES, TARGETS, DuckDBLab, SqliteLab, migrate, quote
 
 COLUMNS = {"id": "int", "amount": "decimal", "at": "datetime", "name": "text", "note": "note", "data": "blob", "rate": "double"}
@@ -131,7 +132,7 @@ def test_no_suite_is_alarmed_where_the_target_holds_what_the_source_does(source_
 
 @pytest.mark.parametrize("source_name", sorted(SOURCES))
 def test_columns_of_a_large_table_are_read_by_ranges_of_its_key(source_name, tmp_path, monkeypatch):
-    monkeypatch.setattr("skylift.validation.suites.SMALL_ROWS", 0)
+    monkeypatch.setattr("skylift.validation.pair.SMALL_ROWS", 0)
     source, target = SOURCES[source_name](tmp_path), DuckDBLab(tmp_path)
     fill(source, "t", ROWS)
     migrate(source.url, target.url, "one")
@@ -149,7 +150,7 @@ def alter(sides, name, change):
     with sides.target.transaction() as transaction:
         rows = pa.Table.from_batches(list(transaction.read(task.target, table)), table.schema)
         transaction.delete(task.target, rows.select(list(table.key)))
-        changed = change(rows.sort_by("id"))
+        changed = change(rows.sort_by([(name, "ascending") for name in table.key]))
         transaction.insert(task.target, table, changed.to_batches())
 
 

@@ -42,6 +42,9 @@ class Asker(Protocol):
     def table_sql(self, namespace: str, table: str) -> str:
         """The quoted name of a table; namespace '' = the default one."""
 
+    def column_sql(self, column: str) -> str:
+        """The quoted name that a source's column goes by here."""
+
     def measures(self, field: pa.Field, declared: str) -> Mapping[str, str]:
         """The aggregates that this database computes exactly as the column moves: their names (validation/census.py) and SQL.
 

@@ -66,6 +66,9 @@ class DuckDBAsker:
     def table_sql(self, namespace: str, table: str) -> str:
         return f"{quote(namespace or 'main')}.{quote(table)}"
 
+    def column_sql(self, column: str) -> str:
+        return quote(column)
+
     def measures(self, field: pa.Field, declared: str) -> Mapping[str, str]:
         c = reading_sql(field.name, declared) if self._read_only and declared else quote(field.name)
         if pa.types.is_decimal(field.type):        # a sum has 38 digits, as the values have: the parts on both sides of the point

@@ -66,6 +66,9 @@ class MySqlAsker:
     def table_sql(self, namespace: str, table: str) -> str:
         return quote(table)
 
+    def column_sql(self, column: str) -> str:
+        return quote(column)
+
     def measures(self, field: pa.Field, declared: str) -> Mapping[str, str]:
         c = selected(quote(field.name), declared)
         if pa.types.is_decimal(field.type) or pa.types.is_integer(field.type):

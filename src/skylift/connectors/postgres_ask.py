@@ -54,6 +54,9 @@ class PostgresAsker:
     def table_sql(self, namespace: str, table: str) -> str:
         return f"{quote(namespace or DEFAULT_SCHEMA)}.{quote(table)}"
 
+    def column_sql(self, column: str) -> str:
+        return quote(column_name(column))
+
     def measures(self, field: pa.Field, declared: str) -> Mapping[str, str]:
         name = column_name(field.name)
         c = selected(name, declared) if declared else quote(name)

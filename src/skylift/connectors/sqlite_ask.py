@@ -27,8 +27,10 @@ reads = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sq
 connection = sqlite3.connect(sys.argv[1], uri=True, isolation_level=None)
 connection.execute("pragma busy_timeout = 30000")
 connection.execute("pragma query_only = 1")
+connection.execute("select 1 from pragma_foreign_key_list('')")    # its first use declares it, which the authorizer would deny
 harmful = ("load_extension", "writefile", "fts3_tokenizer")
-connection.set_authorizer(lambda action, one, two, *rest: sqlite3.SQLITE_OK if action in reads and not (
+told = (sqlite3.SQLITE_PRAGMA, "foreign_key_list")
+connection.set_authorizer(lambda action, one, two, *rest: sqlite3.SQLITE_OK if (action, one) == told or action in reads and not (
     action == sqlite3.SQLITE_FUNCTION and two in harmful) else sqlite3.SQLITE_DENY)
 until = 0.0
 connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
@@ -83,6 +85,9 @@ class SqliteAsker:
 
     def table_sql(self, namespace: str, table: str) -> str:
         return quote(table)
+
+    def column_sql(self, column: str) -> str:
+        return quote(column)
 
     def measures(self, field: pa.Field, declared: str) -> Mapping[str, str]:
         """A cell may hold anything, whatever its column declares: what it moves as only the connector knows."""

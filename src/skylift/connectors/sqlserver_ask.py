@@ -68,6 +68,9 @@ class SqlServerAsker:
     def table_sql(self, namespace: str, table: str) -> str:
         return full_name(namespace, table)
 
+    def column_sql(self, column: str) -> str:
+        return quote(column_name(column))
+
     def measures(self, field: pa.Field, declared: str) -> Mapping[str, str]:
         """Text is measured as it moves: LEN counts other things."""
         c = quote(column_name(field.name))

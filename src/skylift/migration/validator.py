@@ -38,8 +38,9 @@ from skylift.runs import MigrationState, UpgradeStatus, ValidationStatus, Warnin
 from skylift.store.tables import source_companies, upgrade_tags, validation_progress, validation_results, validations
 from skylift.upgrades.pack import COMPANY
 from skylift.validation.expectations import COPIED, UPGRADED, ExpectationSuite, check_expectation
+from skylift.validation.pair import Pair, Sides, Stopped, ask_together
 from skylift.validation.report import Found, Report
-from skylift.validation.suites import Pair, Sides, Stopped, Suite, ask_together
+from skylift.validation.suites import Suite
 
 FLUSH_S = 0.25                    # what was found is written at most this often
 TOGETHER = 40                     # tables that SQL is asked of together, where they are small

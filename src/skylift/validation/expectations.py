@@ -7,16 +7,14 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from skylift.connectors.asking import Asker
 from skylift.errors import CopyError, SetupError
 from skylift.upgrades.pack import COMPANY, SHARED, statements
-from skylift.validation.report import Report, Test
+from skylift.validation.report import Report, Test, neutral
 from skylift.validation.suites import NAMED, SUITES, Suite
 
 FILES = ("suite.toml", "suite.json")
@@ -186,30 +184,6 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, str) != isinstance(other, str):
         one, other = (Decimal(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value for value in (one, other))
     return neutral(one) == neutral(other)
-
-
-def neutral(value: Any) -> str:
-    """A value spelt one way, whichever driver it comes from: no trailing zeros, ISO times, GUIDs and bytes in lower case, true as 1."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool | int | float | Decimal):
-        number = Decimal(repr(value)) if isinstance(value, float) else Decimal(int(value)) if isinstance(value, bool | int) else value
-        if not number.is_finite():
-            return str(number).lower()
-        text = f"{number:f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-        return "0" if text in ("-0", "") else text
-    if isinstance(value, datetime):
-        text = value.isoformat(sep=" ", timespec="microseconds")
-        head, zone = (text[:26], text[26:])
-        return head.rstrip("0").rstrip(".") + zone
-    if isinstance(value, time):
-        return value.isoformat(timespec="microseconds").rstrip("0").rstrip(".")
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, bytes | bytearray | memoryview):
-        return f"0x{bytes(value).hex()}"
-    return str(value).lower() if isinstance(value, UUID) else str(value)
 
 
 def _key(values: Iterable[Any]) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
 
 HIDDEN = "***"                    # in place of a value that a test does not show
 SHOWN = 400                       # characters of a value, or of a key, that are kept
@@ -73,3 +77,27 @@ class Report:
     @property
     def errors(self) -> int:
         return self.counts.total() - self.warnings.total()
+
+
+def neutral(value: Any) -> str:
+    """A value spelt one way, whichever driver it comes from: no trailing zeros, ISO times, GUIDs and bytes in lower case, true as 1."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float | Decimal):
+        number = Decimal(repr(value)) if isinstance(value, float) else Decimal(int(value)) if isinstance(value, bool | int) else value
+        if not number.is_finite():
+            return str(number).lower()
+        text = f"{number:f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        return "0" if text in ("-0", "") else text
+    if isinstance(value, datetime):
+        text = value.isoformat(sep=" ", timespec="microseconds")
+        head, zone = (text[:26], text[26:])
+        return head.rstrip("0").rstrip(".") + zone
+    if isinstance(value, time):
+        return value.isoformat(timespec="microseconds").rstrip("0").rstrip(".")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"0x{bytes(value).hex()}"
+    return str(value).lower() if isinstance(value, UUID) else str(value)
