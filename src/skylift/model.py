@@ -248,6 +248,12 @@ class RunTable:
     records_copied: int = 0
     total_records: int = 0
     errors: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunTableProgress(RunTable):
+    """The same table, and all else that is known of it. Not in API v1.0."""
+
     error_code: str = ""
     started_at: datetime | None = None
     ended_at: datetime | None = None

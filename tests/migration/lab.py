@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from skylift.migration import Migration
 from skylift.migration.coordinator import Worker
 from skylift.migration.lease import Lease
-from skylift.model import Event, Run, RunTable, Setup, SourceCompany, TableMapping, TableSwitch
+from skylift.model import Event, Run, RunTableProgress, Setup, SourceCompany, TableMapping, TableSwitch
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, SqlServerType
 from skylift.store.tables import metadata, migration, runs
@@ -74,8 +74,8 @@ class Lab:
         """'' = those that all companies share."""
         return [table for table in self.migration.select(TableSwitch, Query()) if table.company_name == company]
 
-    def tables(self, run: Run) -> dict[tuple[str, str], RunTable]:
-        return {(table.company_name, table.table_name): table for table in self.migration.select(RunTable, Query())
+    def tables(self, run: Run) -> dict[tuple[str, str], RunTableProgress]:
+        return {(table.company_name, table.table_name): table for table in self.migration.select(RunTableProgress, Query())
                 if table.run_id == run.run_id}
 
     def work(self, stop=lambda: False):

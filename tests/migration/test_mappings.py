@@ -3,7 +3,7 @@ from uuid import UUID
 import pytest
 
 from skylift.errors import Conflict, SetupError
-from skylift.model import App, RunTable
+from skylift.model import App, RunTableProgress
 from skylift.query import Query
 from skylift.runs import RunStatus, TableMappingType, TableStatus
 from skylift.sample import REMOVED
@@ -154,5 +154,5 @@ def test_removing_a_mapping_after_a_run_sends_the_table_home_again(create, ready
     run = ready.run()
 
     assert copied_to(ready, "Legacy Note") == {CRONUS, CONTOSO}
-    gone: list[RunTable] = [table for table in ready.tables(run).values() if table.table_name.startswith("New Note")]
+    gone: list[RunTableProgress] = [table for table in ready.tables(run).values() if table.table_name.startswith("New Note")]
     assert {(table.status, table.error_code) for table in gone} == {(TableStatus.WARNING, "50004")}

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from skylift.errors import SetupError, StateError, TargetFailed, Transient
 from skylift.migration import runner
 from skylift.migration.coordinator import TAKEOVERS, TRIES
-from skylift.model import Event, Progress, RunTable
+from skylift.model import Event, Progress, RunTableProgress
 from skylift.query import Query
 from skylift.runs import MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.store.tables import registry, runs
@@ -202,7 +202,7 @@ def test_a_bug_ends_the_run_and_not_the_coordinator(ready, monkeypatch):
 
     assert run.status is RunStatus.FAILED
     assert run.details.startswith("skylift itself failed: ZeroDivisionError: division by zero")
-    assert "geheim" not in repr([run, ready.migration.select(RunTable, Query()), ready.migration.select(Event, Query())])
+    assert "geheim" not in repr([run, ready.migration.select(RunTableProgress, Query()), ready.migration.select(Event, Query())])
     monkeypatch.undo()
     assert ready.run().status is RunStatus.UPGRADE_PENDING
 

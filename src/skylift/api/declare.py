@@ -70,7 +70,7 @@ class Action:
     administrator: bool = False      # needs an administrator whatever its set needs (N4)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class EntitySet:
     """An entity set and its type. `create`, `change` and `delete` are methods of Migration; None = not allowed (405)."""
 
@@ -96,6 +96,11 @@ class EntitySet:
     @property
     def key(self) -> Property:
         return self.properties[0]
+
+    @cached_property
+    def tagged(self) -> tuple[Property, ...]:
+        """The properties that an entity tag is made of: all that a GET shows, but for what depends on the time of reading (W1)."""
+        return tuple(p for p in self.properties if not (p.secret or p.read or p.is_collection))
 
     def find_property(self, name: str) -> Property | None:
         return next((p for p in self.properties if p.name == name), None)

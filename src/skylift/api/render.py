@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -71,6 +72,7 @@ def encoded(value: StrEnum) -> str:
     return re.sub(r"[^A-Za-z0-9_]", lambda m: f"_x{ord(m[0]):04X}_", name)
 
 
+@lru_cache(typed=True)                 # members of two enums may be equal
 def spell(value: StrEnum, schema_version: str) -> str:
     return caption(value) if schema_version == "1.0" else encoded(value)
 
@@ -150,15 +152,15 @@ def to_json(document: Any) -> bytes:
 
 
 def etag(entity_set: EntitySet, row: Any) -> str:
-    """Weak tag over every value that a GET shows, however it is spelt (W1), but for what depends on the time of reading."""
-    values = [value_of(p, row) for p in entity_set.properties if not (p.secret or p.read or p.is_collection)]
+    """Weak tag over the values, however they are spelt (W1)."""
+    values = [value_of(p, row) for p in entity_set.tagged]
     digest = hashlib.blake2b(msgspec.json.encode([entity_set.name, values]), digest_size=15).digest()
     return f'W/"{base64.b64encode(digest).decode()}"'
 
 
 def render_entity(entity_set: EntitySet, row: Any, shape: Shape, url: str, select: Sequence[str] | None = None) -> dict[str, Any]:
     """One entity with its annotations, without context and expansions. `url`: where it can be read."""
-    chosen = [p for p in entity_set.properties if select is None or p.name in select]
+    chosen = entity_set.properties if select is None else [p for p in entity_set.properties if p.name in select]
     entity: dict[str, Any] = {}
     if shape.metadata == "full":
         entity |= {"@odata.type": f"#Microsoft.NAV.{entity_set.entity}", "@odata.id": url}
@@ -166,15 +168,15 @@ def render_entity(entity_set: EntitySet, row: Any, shape: Shape, url: str, selec
         entity["@odata.etag"] = etag(entity_set, row)
     if shape.metadata == "full" and len(entity_set.methods(single=True)) > 3:
         entity["@odata.editLink"] = url
+    if shape.metadata != "full":
+        return entity | {prop.name: to_wire(prop, value_of(prop, row), shape) for prop in chosen}
     for prop in chosen:
-        if shape.metadata == "full" and prop.edm not in ("Edm.String", "Edm.Boolean"):
+        if prop.edm not in ("Edm.String", "Edm.Boolean"):
             kind = wire_type(prop, shape.schema_version)
             if kind != "Edm.String":
                 entity[f"{prop.name}@odata.type"] = "#" + kind.replace("Edm.", "")
         entity[prop.name] = to_wire(prop, value_of(prop, row), shape)
-    if shape.metadata == "full":
-        entity |= {f"{n.name}@odata.navigationLink": f"{url}/{n.name}" for n in entity_set.navigations}
-    return entity
+    return entity | {f"{n.name}@odata.navigationLink": f"{url}/{n.name}" for n in entity_set.navigations}
 
 
 def error_body(code: str, message: str, correlation_id: str) -> bytes:

@@ -19,6 +19,7 @@ from skylift.model import (
     Run,
     RunProgress,
     RunTable,
+    RunTableProgress,
     Setup,
     Standing,
     TableSwitch,
@@ -91,7 +92,7 @@ RUNS = EntitySet(
 )
 
 RUN_TABLES: EntitySet = EntitySet(
-    "runTables", "runTable", RunTable,
+    "runTables", "runTable", RunTableProgress,
     "What became of a table in a run. `companyName` is empty for tables that belong to no company.",
     properties=(
         Property("id",               GUID,    "id"),
@@ -126,6 +127,7 @@ RUN_TABLES: EntitySet = EntitySet(
     order=("run_id", "table_name", "company_name"),
     navigations=(Navigation("run", lambda: RUNS, many=False, on=("run_id", "run_id"), path="run", partner="runTables"),),
     filterable=_MODIFIED,
+    noted=RunTable,
 )
 
 MIGRATIONS = EntitySet(

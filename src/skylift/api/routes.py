@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -156,7 +157,15 @@ def _encoded(answer: Answer) -> list[tuple[bytes, bytes]]:
 
 
 def serve(service: Migration, caller: Caller, method: str, url: Url, headers: dict[str, str], body: bytes) -> Answer:
-    """Answer the request of an authenticated caller; `service` acts for them. Raises ODataError and SkyliftError."""
+    """Answer the request of an authenticated caller; `service` acts for them. Raises ODataError and SkyliftError.
+
+    What a GET shows, counts and pages alike, is of one snapshot of the store.
+    """
+    with service.store.together(writes=False) if method in _READS else nullcontext():
+        return _serve(service, caller, method, url, headers, body)
+
+
+def _serve(service: Migration, caller: Caller, method: str, url: Url, headers: dict[str, str], body: bytes) -> Answer:
     resource = resolve(service, url, headers)
     if resource.action is not None and method == resource.action.name.upper():
         method = "POST"                                 # the seed prints the action's name as the method (U6)

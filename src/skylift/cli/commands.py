@@ -12,7 +12,7 @@ import typer
 from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, unattended, wait, wait_for_run
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, command
 from skylift.errors import NotFound, SetupError, StateError
-from skylift.model import Run, RunTable, Scope, Setup, SourceCompany
+from skylift.model import Run, RunTableProgress, Scope, Setup, SourceCompany
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus
 
@@ -264,7 +264,7 @@ def report_run(session: Session, run: Run, **more: Any) -> int:
     return FAILED if failed or run.status in (RunStatus.FAILED, RunStatus.UPGRADE_FAILED) else OK
 
 
-def _errors(failed: list[RunTable]) -> list[tuple[str, str]]:
+def _errors(failed: list[RunTableProgress]) -> list[tuple[str, str]]:
     """The failed tables and why; where many say the same (a run that was cancelled), the first and how many more."""
     alike: dict[str, list[str]] = {}
     for table in failed:
@@ -273,6 +273,6 @@ def _errors(failed: list[RunTable]) -> list[tuple[str, str]]:
             for name in (names if len(names) <= ALIKE else [f"{names[0]} and {len(names) - 1:,} more"])]
 
 
-def _sums(tables: list[RunTable]) -> tuple[int, ...]:
+def _sums(tables: list[RunTableProgress]) -> tuple[int, ...]:
     return (len(tables), *(sum(getattr(table, name) for table in tables)
                            for name in ("total_records", "records_copied", "inserted", "updated", "deleted")))

@@ -16,7 +16,7 @@ from typing import TypeVar
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from skylift.cli.frame import Session
-from skylift.model import TABLE_ROWS, Reading, Run, RunTable
+from skylift.model import TABLE_ROWS, Reading, Run, RunTableProgress
 from skylift.query import Attribute, Call, Literal, Order, Query
 from skylift.runs import RunStatus, TableStatus
 
@@ -37,8 +37,8 @@ def newest_run(session: Session) -> Run | None:
     return runs[0] if runs else None
 
 
-def tables_of(session: Session, run: Run) -> list[RunTable]:
-    return session.migration.select(RunTable, Query(where=equals("run_id", run.run_id)))
+def tables_of(session: Session, run: Run) -> list[RunTableProgress]:
+    return session.migration.select(RunTableProgress, Query(where=equals("run_id", run.run_id)))
 
 
 def wait(session: Session, look: Callable[[], T], done: Callable[[T], bool], show: Callable[[T], None] = lambda state: None) -> T:
@@ -102,7 +102,7 @@ class Tally:
     work: int
 
     @classmethod
-    def of(cls, tables: list[RunTable]) -> Tally:
+    def of(cls, tables: list[RunTableProgress]) -> Tally:
         ended = [table for table in tables if table.status in ENDED]
         total_rows = sum(table.total_records for table in tables)
         done = (sum(table.total_records + TABLE_ROWS for table in ended)
@@ -198,10 +198,10 @@ def counting(session: Session, text: Callable[[int, int], str]) -> Iterator[Read
 
 
 @contextmanager
-def meter(session: Session) -> Iterator[Callable[[Run, list[RunTable]], None]]:
+def meter(session: Session) -> Iterator[Callable[[Run, list[RunTableProgress]], None]]:
     """A function that shows a run and its tables; call it often."""
     with progress(session) as show:
-        def look(run: Run, tables: list[RunTable]) -> None:
+        def look(run: Run, tables: list[RunTableProgress]) -> None:
             tally = Tally.of(tables)
             show(f"{run.status}: {tally}", tally.copied_rows, tally.done, tally.work if tables else 0, last=run.status not in WORKING)
 

@@ -9,23 +9,23 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from skylift.migration.scope import from_text
-from skylift.model import Run, RunProgress, RunTable
+from skylift.model import Run, RunProgress, RunTableProgress
 from skylift.runs import RunStatus, TableStatus
 
 TOLD = 0.05                       # part of a run's work that has to be done before it says anything about the rest
 
 
-def rows_per_s(row: RunProgress | RunTable) -> Decimal | None:
+def rows_per_s(row: RunProgress | RunTableProgress) -> Decimal | None:
     elapsed_s = _elapsed_s(row)
     return round(Decimal((row.records_copied - row.resumed) / elapsed_s), 1) if elapsed_s else None
 
 
-def bytes_per_s(row: RunProgress | RunTable) -> int | None:
+def bytes_per_s(row: RunProgress | RunTableProgress) -> int | None:
     elapsed_s = _elapsed_s(row)
     return round(row.size_bytes / elapsed_s) if elapsed_s else None
 
 
-def table_ends_at(table: RunTable) -> datetime | None:
+def table_ends_at(table: RunTableProgress) -> datetime | None:
     """Only of a full copy: of changes nobody knows how many there are before they have been read."""
     if table.status is not TableStatus.IN_PROGRESS or table.mode != "full":
         return None
@@ -51,14 +51,14 @@ def failed_only(run: Run) -> bool:
     return from_text(run.scope).failed
 
 
-def _elapsed_s(row: RunProgress | RunTable) -> float:
+def _elapsed_s(row: RunProgress | RunTableProgress) -> float:
     """Seconds from its beginning to its end, or now; 0 = none, or it has not begun."""
     if row.started_at is None:
         return 0.0
     return max(0.0, ((row.ended_at or datetime.now(UTC)) - row.started_at).total_seconds())
 
 
-def _ends_at(row: RunProgress | RunTable, done: int, left: int) -> datetime | None:
+def _ends_at(row: RunProgress | RunTableProgress, done: int, left: int) -> datetime | None:
     """Where the rest takes as long for each row as what was done since its beginning; None where nothing was, or nothing is left."""
     if done <= 0 or left <= 0:
         return None

@@ -34,7 +34,7 @@ from skylift.migration.setup import sync_registry
 from skylift.migration.signals import of_left_out, of_step, of_table
 from skylift.migration.validation import validate_automatically
 from skylift.migration.warnings import count_watched, look_after_run
-from skylift.model import CopyTask, Progress, Run, RunTable, TargetName, new_id
+from skylift.model import CopyTask, Progress, Run, RunTable, RunTableProgress, TargetName, new_id
 from skylift.products.registry import find_product
 from skylift.runs import ReplicationType, RunStatus, TableStatus, WarningType
 from skylift.store import to_row
@@ -227,7 +227,7 @@ class _Recorder:
         self._service, self._run, self._check = service, run, check
         with service.store.read() as connection:
             rows = connection.execute(sa.select(run_tables).where(run_tables.c.run_id == run.run_id)).mappings()
-            self._rows = {(row["company_name"], row["table_name"]): to_row(RunTable, row) for row in rows}
+            self._rows = {(row["company_name"], row["table_name"]): to_row(RunTableProgress, row) for row in rows}
         # What a coordinator before this one has finished counts on: its tables come again, as incremental copies.
         self._found = dict(self._rows)                  # as it was when this coordinator began
         self._before = {key: row for key, row in self._rows.items() if row.status is TableStatus.SUCCESSFUL}

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from skylift.model import NO_ID, Run, RunTable, SourceCompany, Step
+from skylift.model import NO_ID, Run, RunTableProgress, SourceCompany, Step
 from skylift.runs import CompanyInit, MigrationState, ReplicationType, RunStatus, TableStatus, UpgradeStatus
 from skylift.store.tables import events, run_tables, runs, source_companies
 from skylift.telemetry import Signal, Value
@@ -41,7 +41,7 @@ def of_event(verb: Verb, subject: str, event: str, before: str, after: str, abou
                   before, after, failed, **more)
 
 
-def of_table(run: Run, row: RunTable, values: Mapping[str, Any], steps: Sequence[Step]) -> Signal:
+def of_table(run: Run, row: RunTableProgress, values: Mapping[str, Any], steps: Sequence[Step]) -> Signal:
     """A table of a run has ended; `values`: what its row says from now on, `steps`: the last ones."""
     names = {"mode": "Mode", "records_copied": "RowsCopied", "total_records": "RowsTotal", "size_bytes": "BytesCopied",
              "inserted": "Inserted", "updated": "Updated", "deleted": "Deleted", "error_code": "ErrorCode"}
@@ -54,7 +54,7 @@ def of_table(run: Run, row: RunTable, values: Mapping[str, Any], steps: Sequence
     }, failed=failed, began=began, trace=UUID(run.run_id), span=row.id, parent=run.id)
 
 
-def of_step(run: Run, row: RunTable, step: Step) -> Signal:
+def of_step(run: Run, row: RunTableProgress, step: Step) -> Signal:
     """The target has committed a part of a table."""
     chunk = {} if step.chunk is None else {"Chunk": step.chunk}
     return Signal(f"table.{step.name}", _time(step.ended_ns), (), {

@@ -189,6 +189,8 @@ class Store:
             if (together := self._together) is None:
                 with engine.begin() as connection:
                     yield connection
+            elif engine is self._readers and engine.dialect.name == "sqlite":
+                yield together.connection                       # a query that fails leaves the transaction as it was
             else:
                 with together.connection.begin_nested():        # begins the transaction around it where there is none
                     yield together.connection

@@ -18,7 +18,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import Grouping, UnaryExpression
 
 from skylift.errors import SetupError
-from skylift.model import TABLE_ROWS, Run, RunTable
+from skylift.model import TABLE_ROWS, Run, RunTable, RunTableProgress
 from skylift.query import Attribute, Call, Expression, Literal, Order, Query
 from skylift.runs import TableStatus
 from skylift.store.steering import FREE, beside, steer
@@ -45,7 +45,7 @@ SUMMED = {                                              # of RunProgress, likewi
 }
 _GIVEN: dict[type, Any] = {str: sa.Text, UUID: sa.Uuid, bool: sa.Boolean}
 # single-valued ways: what Attribute.path names, and the column that both have
-PARENTS: dict[tuple[type, str], tuple[type, str]] = {(RunTable, "run"): (Run, "run_id")}
+PARENTS: dict[tuple[type, str], tuple[type, str]] = {(kind, "run"): (Run, "run_id") for kind in (RunTable, RunTableProgress)}
 _WHITESPACE = " \t\n\r\v\f"
 
 
@@ -54,15 +54,18 @@ def select(connection: sa.Connection, kind: type[Row], query: Query, rows: Seque
     source = _source(kind, rows)
     if source is None:
         return []
-    if kind is RunTable and query.top and (halves := beside(query)):
+    of_run = issubclass(kind, RunTable)
+    if of_run and query.top and (halves := beside(query)):
         first = select(connection, kind, halves[0])
         return first + (select(connection, kind, replace(halves[1], top=query.top - len(first))) if len(first) < query.top else [])
     way = FREE
-    if kind is RunTable and connection.dialect.name == "sqlite":
+    if of_run and connection.dialect.name == "sqlite":
         way = steer(query, lambda where, most: _count_to(connection, kind, where, most))
     compiler = _Compiler(kind, source.c, connection.dialect.name, way.unindexed)
     sorter = _Compiler(kind, source.c, connection.dialect.name, way.unsorted)
-    page = sa.select(source).order_by(*sorter.order(query.order)).limit(query.top)
+    asked = {f.name for f in fields(kind)}                # type: ignore[arg-type]
+    shown = [c for c in source.c if c.name in asked] if rows is None and not issubclass(kind, Run) else [source]
+    page = sa.select(*shown).order_by(*sorter.order(query.order)).limit(query.top)
     if query.skip:
         page = page.offset(query.skip)
     if query.where is not None:
@@ -147,7 +150,7 @@ class _Compiler:
         self.dialect = dialect
         self.unindexed = unindexed
         # Options have two indexes: by run and value, and by rank. PostgreSQL is given both conditions and knows which serves.
-        self.by_rank = kind is RunTable and ("run_id" in unindexed or dialect == "postgresql")
+        self.by_rank = issubclass(kind, RunTable) and ("run_id" in unindexed or dialect == "postgresql")
 
     def attribute(self, name: str, path: tuple[str, ...] = ()) -> Any:
         if path:
@@ -230,7 +233,7 @@ class _Compiler:
     def compare(self, name: str, left: Expression, right: Expression) -> Any:
         """An option by its rank, and unequal as less or greater: both are what an index can serve."""
         operation, (a, b) = getattr(operator, name), (self.compile(side).self_group() for side in (left, right))
-        if not (self.kind is RunTable and isinstance(left, Attribute) and not left.path and isinstance(right, Literal)):
+        if not (issubclass(self.kind, RunTable) and isinstance(left, Attribute) and not left.path and isinstance(right, Literal)):
             return operation(a, b)
         if isinstance(a.type, Enumerated):
             if not self.by_rank or name not in ("eq", "ne"):

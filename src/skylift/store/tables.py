@@ -522,7 +522,8 @@ _setup = sa.select(
 ).where(migration.c.state != MigrationState.NOT_SET_UP).subquery("setup")
 
 TABLES: dict[type, sa.FromClause] = {                  # ProductType is not stored: products/registry.py
-    model.Run: runs, model.RunProgress: runs, model.RunTable: run_tables, model.SourceCompany: source_companies, model.Company: companies,
+    model.Run: runs, model.RunProgress: runs, model.RunTable: run_tables, model.RunTableProgress: run_tables,
+    model.SourceCompany: source_companies, model.Company: companies,
     model.Setup: _setup, model.TableMapping: table_mappings, model.Subscription: subscriptions, model.App: apps,
     model.Event: events, model.Token: tokens, model.Delivery: deliveries, model.TableSwitch: registry,
     model.UpgradeStep: upgrade_steps, model.Standing: _standing,
