@@ -193,7 +193,8 @@ def test_parameters_are_declared_and_those_that_may_be_left_out_say_so():
              for action in find(document(api=V2), "//e:Action[@IsBound='true']") if action[0].get("Name") == "bindingParameter"}
     assert found["cancel"] == found["pause"] == {"reason": ("Edm.String", None, True)}
     assert found["forceCompletion"] == {"reason": ("Edm.String", "false", False)}
-    assert found["runDataUpgrade"] == {"company": ("Edm.String", None, True), "ifCurrent": ("Edm.Boolean", None, True)}
+    assert found["runDataUpgrade"] == {"packs": ("Collection(Edm.String)", "false", True), "company": ("Edm.String", None, True),
+                                       "ifCurrent": ("Edm.Boolean", None, True)}
     assert found["resetCloudData"] == {} and find(document(api=V2), "//e:Annotation[@Term='Org.OData.Core.V1.OptionalParameter']")
     assert b"OptionalParameter" not in metadata_document(V1, "1.0") and b"Org.OData.Core" not in metadata_document(V1, "1.0")
 

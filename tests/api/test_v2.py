@@ -376,6 +376,7 @@ def test_findings_are_asked_for_shown_and_accepted_with_a_reason(connected):
         "Completed", True, True, True)
     finding = v2.rows("findings?$orderby=severity,code desc&$top=1")[0]
     path = f"findings({finding['id']})/Microsoft.NAV.accept"
+    assert finding["acceptedAt"] is None
     assert v2.error(path, "POST")[1] == "BadRequest_RequiredParamNotProvided"
     assert v2.error(path, "POST", body={"reason": " "})[1] == "Application_DialogException"
     assert v2.ask("POST", path, {"reason": "known"}, If_Match=finding["@odata.etag"]).status_code == 204

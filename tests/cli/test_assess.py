@@ -87,6 +87,7 @@ def test_a_script_gets_one_document(call, source):
     (("assess", "--source", "sqlite:///bc.db", "--product", "None"), 2, "52010"),
     (("assess", "--source", "duckdb:///a.duckdb", "--target", "duckdb:///a.duckdb", "--product", "Custom"), 2, "SamePlace"),
     (("assess", "--accept", "50011", "--reason", "x"), 2, "FindingNotFound"), (("assess", "--reason", "x"), 2, "Usage"),
+    (("assess", "--show", "--scan"), 2, "Usage"),
 ])
 def test_what_cannot_be_done_is_told_with_a_code(call, source, arguments, code, error):
     got, document, _ = call(*arguments, "--json")
@@ -125,3 +126,15 @@ def test_the_page_lists_every_code_and_none_that_is_gone():
     listed = re.findall(r"^\| `(\w+)` \|", page, re.M)
     assert sorted(listed) == sorted(used)
     assert all(code in text for code in listed)
+
+
+def test_what_is_accepted_again_or_had_blocked_nothing_is_said_and_the_last_assessment_says_of_what_and_when_it_was(call, source):
+    call("assess", "--product", "dynamicsbclast", "--source", "sqlite:///bc.db")
+    shown = call("assess", "--show")[1].splitlines()
+    assert any(re.match(r"assessed on \d{4}-\d\d-\d\d \d\d:\d\d UTC, as DynamicsBCLast: sqlite:.*bc.db to duckdb:.*target.duckdb", line)
+               for line in shown)
+
+    _, out, _ = call("assess", "--accept", "NoKey", "--reason", "it was so for years")
+    assert "it has blocked nothing" in out and "in the place of" not in out
+    _, out, _ = call("assess", "--accept", "NoKey", "--reason", "nobody reads it")
+    assert "in the place of what cli gave as the reason: it was so for years" in out

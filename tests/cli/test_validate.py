@@ -21,9 +21,11 @@ def test_validate_shows_what_it_has_found_and_what_it_has_not_compared(call, rea
     assert (code, document["errors"], document["suites"]) == (1, 1, {"keys": {"errors": 1, "warnings": 0}})
     assert [(r["company_name"], r["test"], r["expected"], r["actual"]) for r in document["results"]] == [
         (COMPANY, "missing", "exists", "does not exist")]
-    code, out, _ = call("validate", "--ignore", "keys/missing")
-    assert (code, re.search(r"keys +missing +each table +0 +yes", out) is not None) == (0, True)
-    assert call("validate", "--suite", "keys", "--force")[0] == 0
+    assert call("validate", "--ignore", "keys/missing")[:2] == (0, "keys/missing is ignored, and what it had found is forgotten\n")
+    assert re.search(r"keys +missing +each table +0 +yes", call("validate", "--list")[1])
+    assert call("validate", "--heed", "Keys.Missing")[:2] == (0, "keys/missing is heeded again\n")       # as the API names it
+    assert call("validate", "--ignore", "keys.missing", "--json")[1]["tests"][0]["ignored"]
+    assert call("validate", "--suite", "KEYS", "--force")[0] == 0
     assert call("validate", "--ignore", "keys/nope")[0] == 2
     assert call("validate", "--suite", "nope", "--json")[1]["error"]["code"] == "SuiteNotFound"
 

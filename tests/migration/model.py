@@ -94,12 +94,6 @@ class Model:
             return "CompanyNotCreated"
         if any(p.upgrade not in ("None", "Pending") for p in chosen):
             return "CompanyUpgraded"
-        if kind == "Full":
-            for name, place in self.places.items():
-                if (asked is None or name in asked) and (only is None or name in only):
-                    place.copied = False
-        if kind != "Diagnostic":
-            self.waiting = False
         self.run = Run(kind, None, asked, only)
         self.state = "Replicating"
         return "ok"
@@ -177,8 +171,12 @@ class Model:
         """The tables of the run are settled."""
         run = self.run
         if run.places is None:
-            run.places = {name for name, p in self.places.items() if p.marked and (run.asked is None or name in run.asked)
-                          and (run.only_failed is None or name in run.only_failed)}
+            meant = {name for name in self.places if (run.asked is None or name in run.asked)
+                     and (run.only_failed is None or name in run.only_failed)}
+            run.places = {name for name in meant if self.places[name].marked}
+            self.waiting &= run.kind == "Diagnostic"
+            for name in meant if run.kind == "Full" else ():
+                self.places[name].copied = False
 
     def tell(self, fates):
         """What became of the tables is written down, by this coordinator or one before it."""
@@ -207,7 +205,7 @@ class Model:
                 place.failed = fate != "copied"
                 place.ever |= fate == "copied"
         good = broken is False and not cancelled and ("copied" in done.values() or not places)
-        if diagnostic:
+        if diagnostic or run.places is None:            # one that never came so far as to name its tables has changed nothing
             self.state = "UpgradePending" if self.waiting else "Ready"
             return
         self.waiting = good

@@ -245,13 +245,47 @@ def test_a_reason_is_kept_without_the_password_in_it(ready):
     assert "geheim" not in repr(run) + repr(ready.events) + repr(ready.dump())
 
 
-def test_companies_that_were_copied_before_a_cancelled_run_keep_their_pending_upgrade(ready):
+def test_companies_that_were_copied_before_a_cancelled_run_keep_their_pending_upgrade(ready, monkeypatch):
     ready.run()
-    ready.migration.run_replication()
-    ready.migration.cancel_replication()
-    ready.work()
+
+    def cancelled(*arguments, **options):
+        ready.migration.cancel_replication()
+        time.sleep(0.3)                                 # until the coordinator has seen it
+        return iter(())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "copy_tables", cancelled)
+        assert ready.run().status is RunStatus.FAILED
 
     with ready.store.read() as connection:
         assert set(connection.scalars(sa.select(source_companies.c.upgrade_status))) == {UpgradeStatus.PENDING}
         assert connection.scalar(sa.select(migration.c.state)) is MigrationState.READY
     assert CUSTOMER in {name for _, name in ready.tables(ready.run())}
+
+
+@pytest.mark.parametrize("kind", [ReplicationType.NORMAL, ReplicationType.FULL])
+def test_a_run_that_is_cancelled_before_it_has_begun_leaves_the_pending_upgrade_and_every_copy_as_they_were(ready, kind):
+    waiting = ready.run()
+    before = {table.id: table.synced_version for table in ready.tables_of(ready.companies[0].name) + ready.tables_of("")}
+    ready.migration.run_replication(kind=kind)
+    ready.migration.cancel_replication()
+    ready.work()
+
+    assert ready.runs[0].status is RunStatus.FAILED and ready.runs[0].details.endswith("Nothing had been done.")
+    assert ready.state is MigrationState.UPGRADE_PENDING and ready.migration.get(Run, waiting.id).status is RunStatus.UPGRADE_PENDING
+    assert {table.id: table.synced_version for table in ready.tables_of(ready.companies[0].name) + ready.tables_of("")} == before
+    ready.migration.run_data_upgrade(waiting.id)
+    ready.work()
+    assert ready.state is MigrationState.UPGRADED
+
+
+def test_a_run_whose_source_is_out_of_reach_leaves_the_pending_upgrade_as_it_was(ready):
+    waiting = ready.run()
+    away = ready.source.rename(ready.source.with_name("away.db"))
+    failed = ready.run()
+    away.rename(ready.source)
+
+    assert failed.status is RunStatus.FAILED and ready.state is MigrationState.UPGRADE_PENDING
+    ready.migration.run_data_upgrade(waiting.id)
+    ready.work()
+    assert ready.state is MigrationState.UPGRADED

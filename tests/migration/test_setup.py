@@ -91,7 +91,7 @@ def test_an_installed_runtime_connects_too(lab):
 def test_an_installed_runtime_without_a_source_says_what_is_missing(lab):
     first = lab.migration.create_setup({"product_id": "Custom"})
 
-    with pytest.raises(SetupError, match="sqlConnectionString is missing"):
+    with pytest.raises(SetupError, match="the source is not named"):
         lab.migration.installed_integration_runtime(first.id)
 
 
@@ -100,7 +100,7 @@ def test_an_installed_runtime_without_a_source_says_what_is_missing(lab):
     ({"product_id": "DynamicsAX"}, "52010", "'DynamicsAX' is not a source product"),
     ({"product_id": "DynamicsBC"}, "50018", "the source has version 25"),
     ({"product_id": "DynamicsGP"}, "50018", "cannot read the catalogue"),
-    ({"sql_connection_string": ""}, "52072", "sqlConnectionString is missing"),
+    ({"sql_connection_string": ""}, "52072", "the source is not named"),
     ({"sql_connection_string": "Data Source=srv;Database=bc;User Id=sa;Password=geheim;Encrpt=yes"}, "52072", "'Encrpt' is no keyword"),
     ({"sql_connection_string": "Data Source=srv;User Id=sa;Password=geheim"}, "52072", "it names no database"),
     ({"sql_connection_string": "bc.db"}, "52072", "the connection string is not a URL"),

@@ -245,7 +245,7 @@ FINDINGS = EntitySet(
         Property("time",        TIME,   "found_at"),
         Property("scanned",     FLAG,   "scanned",      about="only reading every row finds it"),
         Property("acceptedBy",  STRING, "accepted_by",  about="empty = nobody"),
-        Property("acceptedAt",  TIME,   "accepted_at"),
+        Property("acceptedAt",  TIME,   "accepted_at",  nullable=True, about="null = nobody has"),
         Property("reason",      STRING, "why",          about="it was accepted for"),
     ),
     order=("code", "company_name", "table_name", "column_name"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skylift.cli.commands import product_named
 from skylift.cli.follow import progress
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, command
 from skylift.errors import SetupError, StateError
@@ -43,13 +44,22 @@ def assess(
 
     migration = session.migration
     if accept:
+        before = {finding.id: finding for finding in migration.select(Finding, Query())}
         for name in accept:
             for finding in migration.accept_findings(name, reason):
                 session.say(f"accepted: {_place(finding)} {finding.code}: {finding.message}")
+                if finding.severity is not Severity.BLOCKING:
+                    session.say("          it has blocked nothing")
+                if (old := before[finding.id]).accepted_at:
+                    session.say(f"          in the place of what {old.accepted_by} gave as the reason: {old.why}")
         return _report(session, _kept(session), None)
     if reason:
         raise SetupError("--reason goes with --accept", code="Usage")
     if show:
+        options = {"--scan": scan, "--source": source, "--product": product, "--scratch": scratch}
+        if given := [name for name, value in options.items() if value]:
+            raise SetupError(f"{given[0]} goes with a new assessment, --show shows the last one", hint="leave out one of the two",
+                             code="Usage")
         return _report(session, _kept(session), None)
     sides = _sides(session, product, source)
     with progress(session) as told:
@@ -70,7 +80,7 @@ def _sides(session: Session, product: str, source: str) -> Sides:
         return sides_of(session.migration)
     if not product:
         raise SetupError("--source goes with --product", hint="DynamicsBC, DynamicsBCLast or Custom", code="52010")
-    return Sides(find_product(product), absolute_url(source), session.settings.target)
+    return Sides(find_product(product_named(product)), absolute_url(source), session.settings.target)
 
 
 def _kept(session: Session) -> list[Finding]:
@@ -87,6 +97,9 @@ def _report(session: Session, found: list[Finding], outcome: Outcome | None) -> 
     for those in _alike(found):
         _show(session, those)
     [assessment] = session.migration.select(Assessment, Query())
+    if not outcome and assessment.ended_at:
+        session.say(f"assessed on {assessment.ended_at:%Y-%m-%d %H:%M} UTC, as {assessment.product_id}: {assessment.source} to "
+                    f"{assessment.target}")
     if outcome:
         session.table(("company", "tables", "rows", "MB"), [
             (size.company or "(all companies)", size.tables, size.rows, round(size.size_bytes / 2**20, 1)) for size in outcome.sizes])

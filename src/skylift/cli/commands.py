@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +14,7 @@ import typer
 from skylift.cli.follow import WORKING, Tally, equals, meter, newest_run, tables_of, unattended, wait, wait_for_run
 from skylift.cli.frame import FAILED, OK, Session, absolute_url, command
 from skylift.errors import NotFound, SetupError, StateError
-from skylift.model import Run, RunTableProgress, Scope, Setup, SourceCompany
+from skylift.model import Run, RunTableProgress, Scope, Setup, SourceCompany, TableSwitch
 from skylift.query import Attribute, Order, Query
 from skylift.runs import MigrationState, ReplicationType, RunStatus, SqlServerType, TableStatus
 
@@ -50,8 +52,19 @@ def sample(
         task = bar.add_task("writing rows", total=sample_rows(companies, rows, tables))
         written = create_sample(path, companies=companies, rows=rows, tables=tables, seed=seed,
                                 progress=lambda rows: bar.update(task, advance=rows))
-    session.say(f"{path}: {companies:,} companies, {len(written):,} tables, {sum(written.values()):,} rows")
+    session.say(f"{path}: {companies:,} companies, {len(written):,} tables, {sum(written.values()):,} rows{_of_the_system(path, written)}")
     session.answer({"path": path, "companies": companies, "tables": len(written), "rows": sum(written.values())})
+
+
+def _of_the_system(path: Path, written: Mapping[str, int]) -> str:
+    """How much of a sample takes no part in a migration, so that its numbers are those of an assessment."""
+    from skylift.connectors import open_source
+    from skylift.products.business_central import DYNAMICS_BC_LAST
+
+    with closing(open_source(f"sqlite:///{path}?mode=ro")) as source:
+        part = {found.table.name for found in DYNAMICS_BC_LAST.discover(source).tables}
+    others = [rows for name, rows in written.items() if name not in part]
+    return f"; of these {len(others):,} tables with {sum(others):,} rows are the system's own (versions, apps, users) and do not move"
 
 
 @command("skylift setup --product DynamicsBCLast --source sqlite:///bc.db", target=True)
@@ -63,6 +76,7 @@ def setup(
                                               "writes to the replicated tables (PostgreSQL).")] = None,
 ) -> None:
     """Connect a source: read its companies, tables and apps; --target is kept with it. Calling again changes the set-up."""
+    product = product_named(product)
     values: dict[str, Any] = {"product_id": product, "sql_server_type": SqlServerType.AZURE_SQL}     # without an agent
     if source:
         values["sql_connection_string"] = absolute_url(source)
@@ -72,6 +86,7 @@ def setup(
     known = migration.select(Setup, Query())
     done = migration.change_setup(known[0].id, values, lambda row: None) if known else migration.create_setup(values)
     session.say(f"{product} connected; state: {done.state}; target: {migration.target}")
+    session.say(find_newest(session).details)
     show_companies(session)
 
 
@@ -199,6 +214,13 @@ def reset(
     session.answer({"state": find_setup(session).state})
 
 
+def product_named(name: str) -> str:
+    """The id of a product, however it is spelt."""
+    from skylift.products.registry import PRODUCTS
+
+    return next((id for id in PRODUCTS if id.casefold() == name.casefold()), name)
+
+
 def list_companies(session: Session) -> list[SourceCompany]:
     return session.migration.select(SourceCompany, Query(order=(Order(Attribute("name")),)))
 
@@ -257,11 +279,20 @@ def report_run(session: Session, run: Run, **more: Any) -> int:
             (company or "(all companies)", *_sums([table for table in tables if table.company_name == company]))
             for company in sorted({table.company_name for table in tables})])
         session.say(run.details)
+    if kept := _preserved(session, tables):
+        session.say(kept)
     if alone := unattended(session, run):
         session.say(alone)
     session.table(("failed table", "error"), _errors(failed))
     session.answer({"state": find_setup(session).state, "run": run, "tables": tables, **more})
     return FAILED if failed or run.status in (RunStatus.FAILED, RunStatus.UPGRADE_FAILED) else OK
+
+
+def _preserved(session: Session, tables: list[RunTableProgress]) -> str:
+    """Why less rows were copied than the source has; '' if no table keeps the target's."""
+    kept = {switch.table_name for switch in session.migration.select(TableSwitch, Query(where=equals("preserve", True)))}
+    names = [table.table_name for table in tables if not table.company_name and table.table_name in kept and table.mode != "diagnostic"]
+    return f"preserved, so that only rows are copied that the target lacks: {', '.join(names)}" if names else ""
 
 
 def _errors(failed: list[RunTableProgress]) -> list[tuple[str, str]]:

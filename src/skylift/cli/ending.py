@@ -9,6 +9,7 @@ import typer
 from skylift.cli.commands import find_newest, say_state
 from skylift.cli.follow import counting
 from skylift.cli.frame import Session, command
+from skylift.model import Run
 
 Reason = Annotated[str, typer.Option(help="Kept with the migration.")]
 
@@ -16,24 +17,25 @@ Reason = Annotated[str, typer.Option(help="Kept with the migration.")]
 @command("skylift disable")
 def disable(session: Session) -> None:
     """End replication for now: the source is left as it was found, copied data stays."""
-    session.migration.disable_replication(find_newest(session).id)
-    _say(session)
+    before = find_newest(session)
+    session.migration.disable_replication(before.id)
+    _say(session, before)
 
 
 @command("skylift pause --reason 'month-end closing'")
 def pause(session: Session, reason: Reason = "") -> None:
     """Stop migrating until the next set-up. What feeds changes in the source stays, so that only changes are moved then."""
-    find_newest(session)
+    before = find_newest(session)
     session.migration.pause(reason)
-    _say(session)
+    _say(session, before)
 
 
 @command("skylift abandon --reason 'another product was chosen'")
 def abandon(session: Session, reason: Reason = "") -> None:
     """Give the migration up: the source is left as it was found, copied data stays."""
-    find_newest(session)
+    before = find_newest(session)
     session.migration.abandon(reason)
-    _say(session)
+    _say(session, before)
 
 
 @command("skylift complete --force --reason 'the rest is archived'", target=True)
@@ -50,9 +52,11 @@ def complete(
     newest = find_newest(session)
     with counting(session, lambda rows, all_rows: f"{rows:,} of {all_rows:,} rows looked at") as shown:
         session.migration.complete_cloud_migration(newest.id, force=force, reason=reason, reading=shown)
-    _say(session)
+    _say(session, newest)
 
 
-def _say(session: Session) -> None:
-    session.say(find_newest(session).details)
+def _say(session: Session, before: Run) -> None:
+    """What the migration's end has said; `before`: the newest row before it, which is the newest still where nothing was left to end."""
+    newest = find_newest(session)
+    session.say(f"{'already so: ' if newest.id == before.id else ''}{newest.details}")
     say_state(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from skylift.cli.commands import find_company, list_companies
 from skylift.cli.follow import equals, progress, wait
 from skylift.cli.frame import FAILED, OK, Session, command
 from skylift.errors import NotFound, SkyliftError, StateError
-from skylift.model import Validation, ValidationResult
+from skylift.model import Validation, ValidationResult, ValidationTest
 from skylift.query import Attribute, Order, Query
 from skylift.runs import ValidationStatus
 
@@ -29,17 +30,20 @@ def validate(
 ) -> int:
     """Go through the target with validation suites, and wait for it; goes on with a validation under way.
 
-    What was validated without a finding since the last run is not gone through again. Exit code 1 if there are errors.
+    A check is one suite's way through one table. Where that has found nothing since the last run, it is not gone again. Exit code 1 if
+    there are errors.
     """
     migration = session.migration
-    for names, ignored in ((ignore, True), (heed, False)):
-        for name in names or ():
-            migration.ignore_test(_test(session, name), ignored)
-    if suites or ignore or heed:
-        return _list(session)
+    changed = [migration.ignore_test(_test(session, name), ignored) for names, ignored in ((ignore, True), (heed, False))
+               for name in names or ()]
+    for test in changed:
+        session.say(f"{test.suite}/{test.test} is {'ignored, and what it had found is forgotten' if test.ignored else 'heeded again'}")
+    if suites or changed:
+        return _list(session, changed if not suites else None)
     known = list_companies(session) if company else []
     try:
-        asked = migration.validate(suites=suite or (), companies=[find_company(known, name).name for name in company or ()], force=force)
+        asked = migration.validate(suites=_suites(session, suite or ()), force=force,
+                                   companies=[find_company(known, name).name for name in company or ()])
     except StateError as error:
         under_way = migration.select(Validation, Query(where=equals("status", ValidationStatus.IN_PROGRESS)))
         if error.code != "ValidationInProgress" or not under_way:
@@ -81,15 +85,20 @@ def _show(session: Session, ended: Validation) -> int:
     notes = migration.not_compared(suites)
     for why, tables in notes.items():
         session.say(f"not compared, {len(tables):,} time{'' if len(tables) == 1 else 's'}: {why}")
-    session.say(f"{ended.total:,} checks: {errors:,} error{'' if errors == 1 else 's'}, {warnings:,} warning{'' if warnings == 1 else 's'}")
+    session.say(f"{ended.total:,} checks, each of a suite and a table or company: "
+                f"{errors:,} error{'' if errors == 1 else 's'}, {warnings:,} warning{'' if warnings == 1 else 's'}")
     session.answer({"errors": errors, "warnings": warnings, "checks": ended.total, "results": results,
                     "suites": {id: {"errors": count[0], "warnings": count[1]} for id, count in counts.items()},
                     "not_compared": [{"why": why, "tables": tables} for why, tables in notes.items()]})
     return FAILED if errors else OK
 
 
-def _list(session: Session) -> int:
+def _list(session: Session, only: list[ValidationTest] | None = None) -> int:
+    """`only`: tests that were just told; they answer for the list."""
     suites, tests = session.migration.validation_suites(), session.migration.validation_tests()
+    if only:
+        session.answer({"tests": only})
+        return OK
     session.table(("suite", "test", "about", "found", "ignored", "what it looks at"), [
         (test.suite, test.test, test.entity or "each table", test.fail_count, "yes" if test.ignored else "", test.description)
         for test in tests])
@@ -97,9 +106,15 @@ def _list(session: Session) -> int:
     return OK
 
 
+def _suites(session: Session, names: Sequence[str]) -> list[str]:
+    """The ids of suites, however they are spelt."""
+    ids = {suite.id.casefold(): suite.id for suite in session.migration.suites()} if names else {}
+    return [ids.get(name.casefold(), name) for name in names]
+
+
 def _test(session: Session, name: str):
-    suite, _, test = name.partition("/")
-    found = next((known for known in session.migration.validation_tests() if (known.suite, known.test) == (suite, test)), None)
+    known = session.migration.validation_tests()
+    found = next((test for test in known if name.casefold() in (f"{test.suite}/{test.test}".casefold(), test.id.casefold())), None)
     if found is None:
         raise NotFound(f"there is no validation test '{name}'", hint="skylift validate --list names them as SUITE and TEST",
                        code="TestNotFound")

@@ -44,14 +44,9 @@ class ReplicationVerbs(Service):
             _check_companies(verb, part)
             if kind is not ReplicationType.DIAGNOSTIC and not has_copied(verb.connection, self.box.open(verb.row["target_url"])):
                 refuse_blocked(self, verb, lambda key: (not key[0] or part.has_company(key[0])) and (not key[1] or key in part))
-            if kind is ReplicationType.FULL:
-                forget_copies(verb, part)
             if kind is ReplicationType.NORMAL and not verb.connection.execute(
                     sa.select(registry.c.table_name).where(registry.c.synced_version > 0).limit(1)).first():
                 kind = ReplicationType.FULL
-            if kind is not ReplicationType.DIAGNOSTIC:
-                for row in verb.connection.execute(sa.select(runs).where(runs.c.status == RunStatus.UPGRADE_PENDING)).mappings().all():
-                    verb.move_run(to_row(Run, row), "supersede", "a later run takes its place")
             product = find_product(verb.row["product_id"])
             run = verb.add_run(RunStatus.IN_PROGRESS, _STARTED.get(kind, "Data replication is in progress."), product.display_name,
                                kind, event="run_replication", scope=to_text(part))
@@ -110,6 +105,22 @@ class ReplicationVerbs(Service):
                 verb.move("reset")
             else:
                 verb.log("migration", "reset")
+
+
+def begin_run(verb: Verb, run: Run) -> None:
+    """What a run that copies does to what was before, as its tables are settled: one that never comes so far leaves all as it was.
+
+    The run that waits for its upgrade waits no more; a full run has every table copied whole. Full copies that have begun where
+    nothing was copied yet go on.
+    """
+    if run.replication_type is ReplicationType.DIAGNOSTIC or count_tables(verb.connection, run.run_id):
+        return
+    for row in verb.connection.execute(sa.select(runs).where(runs.c.status == RunStatus.UPGRADE_PENDING)).mappings().all():
+        verb.move_run(to_row(Run, row), "supersede", "a later run takes its place")
+    part = from_text(run.scope)
+    copied = verb.connection.execute(sa.select(registry.c.company_name, registry.c.table_name).where(registry.c.synced_version > 0))
+    if run.replication_type is ReplicationType.FULL and any((row.company_name, row.table_name) in part for row in copied):
+        forget_copies(verb, part)
 
 
 def _check_companies(verb: Verb, part: Part) -> None:

@@ -27,7 +27,7 @@ from skylift.losses import Losses
 from skylift.migration.blocking import own_tables
 from skylift.migration.changes import note, note_switches
 from skylift.migration.mappings import all_mappings
-from skylift.migration.replication import end_cancelled, end_run
+from skylift.migration.replication import begin_run, end_cancelled, end_run
 from skylift.migration.scope import Key, from_text, list_tables
 from skylift.migration.service import Service, Verb, get_migration, newest_run
 from skylift.migration.setup import sync_registry
@@ -114,15 +114,16 @@ def _go_through(service: Service, run: Run, workers: int, stop: Callable[[], boo
         strangers = _strangers(service, whole, target, target_url)
         with service.verb() as verb:
             check(verb.connection)
+            begin_run(verb, run)
             gone = sync_registry(verb.connection, whole, found)
             tasks = _enter(verb, run, whole, gone, {company.name for company in found.companies}, strangers)
             verb.connection.execute(runs.update().where(runs.c.id == run.id).values(target=place_of(target_url)))
+            copy_id = str(verb.row["copy_id"])
         recorder = _Recorder(service, run, check)
         if run.replication_type is ReplicationType.DIAGNOSTIC:
             stream = check_tables(tasks, source, target, workers=workers, stop=stop)
         else:
-            stream = copy_tables(tasks, source, target, copy_id=str(row["copy_id"]), consumer=str(row["consumer"]), workers=workers,
-                                 stop=stop)
+            stream = copy_tables(tasks, source, target, copy_id=copy_id, consumer=str(row["consumer"]), workers=workers, stop=stop)
         for progress in stream:
             recorder.add(progress)
         recorder.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,7 +18,7 @@ from skylift.migration.blocking import refuse_blocked
 from skylift.migration.changes import note, note_switches, update_companies
 from skylift.migration.companies import schedule_creation
 from skylift.migration.mappings import all_mappings, insert_defaults
-from skylift.migration.scope import Part, forget_copies
+from skylift.migration.scope import Part, forget_copies, some
 from skylift.migration.service import IfMatch, Service, Verb, get_migration, get_row
 from skylift.migration.validation import forget_validations
 from skylift.model import NO_ID, Setup, SourceCompany, TableSwitch
@@ -93,7 +93,7 @@ class SetupVerbs(Service):
                              hint="send the name that the first set-up answered (API: runtimeName)")
         url = given_url or self.box.open(row["source_url"])
         if not url:
-            raise SetupError("sqlConnectionString is missing: the source is not named",
+            raise SetupError("the source is not named",
                              hint="give its URL, e.g. sqlite:///path/to/file.db (skylift setup --source URL; API: sqlConnectionString)",
                              code="52072")
         target_url = self._target_url(row)
@@ -132,7 +132,7 @@ class SetupVerbs(Service):
             verb.add_run(RunStatus.COMPLETED, "The migration has been set up. The source has "
                          f"{_count(len(found.companies), 'company', 'companies')} and "
                          f"{_count(len(whole.tasks), 'table', 'tables')}.{_cut_names(whole)}"
-                         + "".join(f" Note: {note}." for note in found.notes),
+                         + "".join(f" Note: {note}." for note in found.notes) + _upgraded_note(verb.connection),
                          product.display_name, event="set_up")
             return replace(answer, state=verb.state)
 
@@ -213,10 +213,22 @@ class SetupVerbs(Service):
         sync_registry(connection, whole, found)
 
 
-def _refuse_upgraded(verb: Verb, what: str) -> None:
-    upgraded = verb.connection.scalars(sa.select(source_companies.c.name).where(
+def _upgraded(connection: sa.Connection) -> Sequence[str]:
+    return connection.scalars(sa.select(source_companies.c.name).where(
         source_companies.c.upgrade_status == UpgradeStatus.COMPLETED).order_by(source_companies.c.name)).all()
-    if upgraded:
+
+
+def _upgraded_note(connection: sa.Connection) -> str:
+    """What a set-up after an upgrade is good for; '' where there was none."""
+    upgraded = _upgraded(connection)
+    are = "is" if len(upgraded) == 1 else "are"
+    return (f" {some(upgraded)} {are} upgraded and will not be replicated again: only other companies can still be "
+            "migrated here; to migrate these anew takes an environment of its own (another home folder, --home)."
+            if upgraded else "")
+
+
+def _refuse_upgraded(verb: Verb, what: str) -> None:
+    if upgraded := _upgraded(verb.connection):
         raise StateError(f"the {what} cannot be changed: already upgraded are {', '.join(upgraded)}",
                          hint="set up a new environment, which is another home folder (--home)", code="Upgraded")
 
