@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from skylift.model import Scope
 from skylift.runs import MigrationState, RunStatus, TableStatus
 from skylift.sample import create_sample
-from skylift.store.tables import migration, registry, run_tables, runs, source_companies
+from skylift.store.tables import idempotency, migration, registry, run_tables, runs, source_companies
 from tests.api.conftest import Client, fill, number, open_client
 from tests.migration.lab import Lab
 
@@ -283,6 +283,31 @@ def test_a_forced_completion_needs_an_administrator_and_a_reason(connected):
     assert act(v2, "forceCompletion", {"reason": "a test"}).status_code == 204
     assert of(v2)["headline"] == "The migration is completed."
     assert "forced by admin: a test" in v2.rows("runs?$top=1")[0]["details"]
+
+
+def test_a_request_that_is_sent_again_under_its_key_is_done_once(connected):
+    v2, lab = connected
+    first = v2.ask("POST", "runs", {"tables": ["Customer"]}, Idempotency_Key="a")
+    lab.work()
+    again = v2.ask("POST", "runs", {"tables": ["Customer"]}, Idempotency_Key="a")
+    assert (first.status_code, again.status_code) == (201, 201) and again.headers["location"] == first.headers["location"]
+    assert (again.json()["id"], again.json()["status"], of(v2)["state"]) == (first.json()["id"], "Upgrade Pending", "UpgradePending")
+
+    other = v2.ask("POST", "runs", {"tables": ["Vendor"]}, Idempotency_Key="a")
+    assert (other.status_code, other.headers["x-skylift-code"]) == (400, "IdempotencyKey")
+    assert v2.ask("POST", "runs", {"tables": ["Customer"]}, Idempotency_Key="x" * 256).status_code == 400
+    assert v2.as_role("operator").ask("POST", "runs", {"tables": ["Customer"]}, Idempotency_Key="a").status_code == 201     # another token
+    assert v2.ask("POST", "runs", {}, Idempotency_Key="b").status_code == 400              # that one is under way: not carried out
+    lab.work()
+    assert v2.ask("POST", "runs", {}, Idempotency_Key="b").status_code == 201
+    lab.work()
+    assert [act(v2, "resetCloudData", Idempotency_Key="c").status_code for _ in range(2)] == [204, 204]
+    assert len(v2.rows("events?$filter=event eq 'reset'")) == 1
+    with lab.store.write() as connection:
+        connection.execute(idempotency.update().values(done_at=datetime.now(UTC) - timedelta(hours=25)))
+    assert act(v2, "assess", Idempotency_Key="d").status_code == 204
+    with lab.store.read() as connection:
+        assert connection.scalars(sa.select(idempotency.c.key)).all() == ["d"]             # the others have been forgotten
 
 
 def test_an_upgrade_names_its_packs_and_no_paths(connected):

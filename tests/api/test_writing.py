@@ -83,7 +83,7 @@ def test_a_setup_without_runtime_hands_one_out(client):
 @pytest.mark.rule("W8", "A3")
 @pytest.mark.parametrize(("body", "message"), [
     ({"productId": "Nothing"}, "'Nothing' is not a source product. Choose one of"),
-    ({"productId": "Custom", "sqlServerType": "AzureSQL"}, "SqlConnectionString is missing"),
+    ({"productId": "Custom", "sqlServerType": "AzureSQL"}, "The source is not named"),
     ({"productId": "Custom", "sqlServerType": "AzureSQL", "sqlConnectionString": "nonsense://x"}, "nonsense"),
     ({"productId": "Custom", "sqlServerType": "AzureSQL", "sqlConnectionString": "sqlite:////no/such/file.db"}, "/no/such/file.db"),
 ])

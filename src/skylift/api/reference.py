@@ -96,6 +96,10 @@ Sign-in, companies, reading, writing, batches, options, errors, webhooks and lim
 - Actions may have parameters: members of a JSON object in the body. One that is unknown, of another type, or required and missing is
   refused with 400.
 - `POST` answers 201 with the new entity.
+- A `POST` of `runs`, `runDataUpgrade`, `resetCloudData`, `assess`, `validate` or `accept` may carry the header `Idempotency-Key`, a text of
+  up to 255 characters that the caller makes up. Sent again with the same key within 24 hours, by the same token, it is answered as if it
+  were the first time and nothing is done again; with the key of another request it is refused (`x-skylift-code: IdempotencyKey`). A key
+  counts only once the request was carried out. The other actions do no harm when they are sent again.
 """
 
 

@@ -6,6 +6,7 @@ Everything that touches the store is plain synchronous code in a worker thread. 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from skylift.api import batch, negotiate, writing
 from skylift.api.answer import Answer, finish
+from skylift.api.apis import APIS
 from skylift.api.errors import ODataError, bad_request, not_allowed, unknown_segment
 from skylift.api.limits import Limits
 from skylift.api.metadata import metadata_document, service_document
@@ -31,12 +33,14 @@ from skylift.api.resolve import Resource, both, count_rows, resolve
 from skylift.api.subscriptions import read_subscription
 from skylift.api.urls import Url, parse_url
 from skylift.migration import Migration
+from skylift.migration.repeating import Repeated
 from skylift.migration.signin import SignIn
 from skylift.model import Caller, Run, Subscription
 from skylift.store.deadline import within
 
 READER, OPERATOR, ADMINISTRATOR = "reader", "operator", "administrator"
 _READS = ("GET", "HEAD", "OPTIONS")
+_MAX_KEY = 255                    # characters of an Idempotency-Key
 _NOT_JSON = ("metadata", "count", "value", "action", "batch")    # answered alike whatever Accept says (M1, P4, A1, B6)
 
 
@@ -277,14 +281,32 @@ _READERS: dict[str, Callable[[Call], Answer]] = {
 # ------------------------------------------------------------------ writes
 
 
+def _once(call: Call) -> Migration:
+    """The service for a POST that its caller may have named (v2.0). Raises Repeated if that was carried out before."""
+    key = call.headers.get("idempotency-key", "").strip()
+    if not key or call.url.api is APIS[0]:
+        return call.service
+    if len(key) > _MAX_KEY:
+        raise bad_request(f"The Idempotency-Key is longer than {_MAX_KEY} characters.")
+    action = call.resource.action.name if call.resource.action else ""
+    return call.service.once(key, hashlib.sha256("\n".join((call.resource.path, action)).encode() + b"\n" + call.body).hexdigest())
+
+
 def _act(call: Call) -> Answer:
+    try:
+        return _carry_out(call, _once(call))
+    except Repeated:                                    # which none of those raises that answer with a run
+        return Answer(204)
+
+
+def _carry_out(call: Call, service: Migration) -> Answer:
     action, entity_set = call.resource.action, call.resource.set
     assert action is not None
     writing.check_content_type(call.headers.get("content-type", ""), call.body, action=True)
     writing.if_match(entity_set, call.headers.get("if-match"), required=False)(call.resource.row)
     parameters = writing.read_parameters(action, call.body)
     bound = (getattr(call.resource.row, entity_set.key.attribute),) if action.of_row else ()
-    done = action.verb(call.service, *bound, **parameters)
+    done = action.verb(service, *bound, **parameters)
     if isinstance(done, Run):
         return Answer(204, headers={"Location": f"{call.url.root}/{call.resource.company}{call.url.api.set_of(Run).name}({done.id})"})
     return Answer(204)
@@ -295,7 +317,12 @@ def _create(call: Call) -> Answer:
     assert entity_set.create is not None
     writing.check_content_type(call.headers.get("content-type", ""), call.body, action=False)
     options = call.options(single=True)
-    row = entity_set.create(call.service, _values(call, None))
+    try:
+        row = entity_set.create(_once(call), _values(call, None))
+    except Repeated as again:
+        if again.run_id is None:
+            raise
+        row = call.service.get(Run, again.run_id)
     if not isinstance(row, entity_set.row):
         row = call.service.get(entity_set.row, row.id)
     path = f"{call.resource.path}({key_text(entity_set, row)})"

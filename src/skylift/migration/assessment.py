@@ -98,7 +98,7 @@ class Outcome:
 class AssessmentVerbs(Service):
     def ask_assessment(self, scan: bool = False) -> Assessment:
         """Have the coordinator assess the migration, with `scan` by reading every row. Asked twice, it does the deeper one."""
-        with self.verb() as verb:
+        with self.verb(once=True) as verb:
             verb.permit("assess")
             row = _row(verb.connection)
             if row and row.status is AssessmentStatus.RUNNING:
@@ -113,7 +113,7 @@ class AssessmentVerbs(Service):
 
     def accept_finding(self, id: UUID, reason: str) -> Finding:
         """Accept what was found: it blocks nothing, as long as an assessment finds the same. Raises SetupError without a reason."""
-        with self.verb() as verb:
+        with self.verb(once=True) as verb:
             _accept(verb, [get_row(verb.connection, Finding, id)], reason)
             return get_row(verb.connection, Finding, id)
 

@@ -34,7 +34,7 @@ class ReplicationVerbs(Service):
         been upgraded; NotFound for a name in `scope`. A run that copies everything it goes through, because nothing has been copied
         yet or FULL was asked for, is recorded as Full.
         """
-        with self.verb(commits=True) as verb:
+        with self.verb(commits=True, once=True) as verb:
             if bound_run_id is not None:
                 get_row(verb.connection, Run, bound_run_id)
             verb.permit("run_replication")
@@ -92,7 +92,7 @@ class ReplicationVerbs(Service):
 
         After a failed data upgrade this is the way back: the companies lose their upgrade status, for all their rows are replaced.
         """
-        with self.verb() as verb:
+        with self.verb(once=True) as verb:
             if id is not None:
                 get_row(verb.connection, Run, id)
             verb.permit("reset_cloud_data")

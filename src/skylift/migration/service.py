@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from skylift.errors import Conflict, NotFound, StateError
 from skylift.migration.changes import note
+from skylift.migration.repeating import Request, keep, refuse_repeated
 from skylift.migration.signals import of_event
 from skylift.model import NO_ID, Run, Setup
 from skylift.runs import ALLOWED, MigrationState, ReplicationType, RunStatus, TableStatus, advance
@@ -62,6 +63,7 @@ class Service:
         self.settings = settings
         self.actor = actor
         self.actor_id = NO_ID
+        self.request: Request | None = None      # that is under way, where its caller has named it
         self.box = SecretBox(settings.home)
         self.telemetry = telemetry_of(settings)
         self._ensure_environment()
@@ -72,17 +74,30 @@ class Service:
         other.actor, other.actor_id = name, id
         return other
 
+    def once(self, key: str, digest: str) -> Self:
+        """The same service, for a request that its caller has named. Raises Repeated if that was carried out before."""
+        other = copy.copy(self)
+        other.request = Request(f"{self.actor_id} {self.actor}", key, digest)
+        with self.store.read() as connection:
+            refuse_repeated(connection, other.request)
+        return other
+
     @contextmanager
-    def verb(self, name: str = "", *, commits: bool = False) -> Iterator[Verb]:
+    def verb(self, name: str = "", *, commits: bool = False, once: bool = False) -> Iterator[Verb]:
         """The transaction of one verb. Raises StateError at once if the migration's state does not permit it (behaviour.md §4.3).
 
         `commits`: nothing that follows takes it back, also where several verbs are one transaction (odata.md B3).
+        `once`: to do it again would do something else; raises Repeated for a request that its caller has named before.
         """
         with self.store.write() as connection:
             verb = Verb(connection, self.actor, self.actor_id, tells=self.telemetry.on)
+            if once and self.request:
+                refuse_repeated(connection, self.request)
             if name:
                 verb.permit(name)
             yield verb
+            if once and self.request:
+                keep(connection, self.request, verb.run_id, verb.now)
         if verb.signals:
             self.store.then(lambda: self.telemetry.emit(verb.signals))
         if commits:
@@ -112,6 +127,7 @@ class Verb:
         self.actor, self.actor_id = actor, actor_id
         self.tells = tells             # whether anybody is told of what happens here
         self.signals: list[Signal] = []    # that are told once it is committed
+        self.run_id: UUID | None = None    # of the run that it has added
         self.now = datetime.now(UTC)
         self.row = get_migration(connection, lock=True)
 
@@ -166,6 +182,7 @@ class Verb:
         running = status is RunStatus.IN_PROGRESS
         run = Run(uuid4(), str(uuid4()) if running else str(uuid4()).upper(), started_at, None if running else started_at,
                   kind, status, source, details, scope)
+        self.run_id = run.id
         note(self.connection, Run, [run.id], created=True)
         self.connection.execute(runs.insert().values({c.name: getattr(run, c.name) for c in runs.columns if hasattr(run, c.name)}))
         self.log(f"run {run.run_id}", event, "", status, details, about=run)

@@ -51,7 +51,7 @@ class UpgradeVerbs(Service):
                 row = get_migration(connection)
             if row["state"] is MigrationState.UPGRADE_PENDING or _may_follow(row):       # whatever else stands in the way is said below
                 refuse_lag(self, row)
-        with self.verb(commits=True) as verb:
+        with self.verb(commits=True, once=True) as verb:
             connection = verb.connection
             waiting = newest_run(connection, runs.c.status.in_((RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED)))
             optional = _may_follow(verb.row)

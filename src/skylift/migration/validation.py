@@ -46,7 +46,7 @@ class ValidationVerbs(Service):
         known = {suite.id: suite for suite in self.suites()}
         if unknown := sorted(set(suites) - known.keys()):
             raise NotFound(f"there is no validation suite '{unknown[0]}'", hint=f"there are: {', '.join(known)}", code="SuiteNotFound")
-        with self.verb(commits=True) as verb:
+        with self.verb(commits=True, once=True) as verb:
             verb.permit("validate")
             part = look_up(verb, Scope(companies=tuple(companies)))
             under_way = pending(verb.connection)

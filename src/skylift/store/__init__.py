@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from skylift.errors import SetupError, Transient, redact
 from skylift.store import deadline
 
-SCHEMA = "0015"                   # the newest file in migrations/versions
+SCHEMA = "0016"                   # the newest file in migrations/versions
 BUSY_MS = 30_000                  # how long a writer waits for another one (SQLite)
 MOST_ASKED = 200                  # questions to the outside world for which a transaction is begun anew; others are asked inside it
 _SCHEMA_LOCK = 7_048_001          # PostgreSQL advisory lock that is held while the schema is made

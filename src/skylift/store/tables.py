@@ -325,6 +325,15 @@ migration_warnings = _table(                           # of a type one at most
     sa.UniqueConstraint("type"),
 )
 
+idempotency = _table(                                  # requests that were named by their callers and have been done
+    "idempotency",
+    sa.Column("actor", TEXT, primary_key=True),
+    sa.Column("key", TEXT, primary_key=True),
+    _text("digest"),                                   # of the request
+    sa.Column("run_id", sa.Uuid, info={"null": True}), # `id` of the run that it has begun
+    _time("done_at"),
+)
+
 checklist = _table(                                    # the steps that are ticked, for all companies
     "checklist",
     sa.Column("step", Enumerated(ChecklistStep), primary_key=True),
