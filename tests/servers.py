@@ -116,6 +116,7 @@ class MariaDB:
                  "--auth-root-authentication-method=normal", "--skip-test-db")
         self._command = [server, "--no-defaults", f"--datadir={folder}/data", f"--port={port}", "--bind-address=127.0.0.1",
                          f"--socket={folder}/socket", f"--pid-file={folder}/pid", "--innodb-flush-log-at-trx-commit=0",
+                         "--max-allowed-packet=128M",       # large values come in one piece
                          f"--tmpdir={folder}",     # a server that starts deletes temporary tables of others there
                          *(["--user=mysql"] if os.geteuid() == 0 else [])]
         self.url = f"mysql://skylift:secret@127.0.0.1:{port}/"

@@ -14,9 +14,7 @@ from tests.connectors.labs import SOURCES, TARGETS
 from tests.connectors.test_conformance import insert
 
 SIZES = [2 * 2**20 + i * 48 * 2**20 // 11 for i in range(12)]      # 2 to 50 MiB
-# Most of it is several copies of one value: the source's driver, Arrow and the target's encoder each hold one. DuckDB has the large
-# values of neighbouring rows in memory together while it reads them.
-LAKE_MB, POSTGRES_MB, DUCKDB_MB = 600, 750, 1000
+MOST_MB = 600                 # the programs take 280 of it; the rest is three to five copies of one value: driver, Arrow, encoder, page
 
 
 def copy(source_url, target_url):
@@ -31,11 +29,10 @@ def copy(source_url, target_url):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell a program's peak of memory")
-@pytest.mark.parametrize(("source_kind", "target_kind", "most_mb"), [
-    ("sqlite", "parquet", LAKE_MB), ("sqlite", "delta", LAKE_MB), ("sqlite", "postgres", POSTGRES_MB), ("sqlite", "duckdb", DUCKDB_MB),
-    ("postgres", "duckdb", DUCKDB_MB),
+@pytest.mark.parametrize(("source_kind", "target_kind"), [
+    ("sqlite", "parquet"), ("sqlite", "delta"), ("sqlite", "postgres"), ("sqlite", "duckdb"), ("postgres", "duckdb"), ("mysql", "duckdb"),
 ])
-def test_values_of_50_mb_arrive_in_bounded_memory(source_kind, target_kind, most_mb, tmp_path):
+def test_values_of_50_mb_arrive_in_bounded_memory(source_kind, target_kind, tmp_path):
     source, target = SOURCES[source_kind](tmp_path), TARGETS[target_kind](tmp_path)
     rows = [(i, os.urandom(size)) for i, size in enumerate(SIZES)]
     source.execute(source.ddl("t", {"id": "int", "v": "blob"}, ("id",)))
@@ -47,7 +44,7 @@ def test_values_of_50_mb_arrive_in_bounded_memory(source_kind, target_kind, most
     assert done.returncode == 0, done.stderr
     taken = json.loads(done.stdout.splitlines()[-1])
     print(f"{source_kind} -> {target_kind}: {taken['peak_mb']:.0f} MB")
-    assert taken["rows"] == len(SIZES) and taken["peak_mb"] < most_mb
+    assert taken["rows"] == len(SIZES) and taken["peak_mb"] < MOST_MB
 
 
 if __name__ == "__main__":

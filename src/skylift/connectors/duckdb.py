@@ -154,7 +154,7 @@ class DuckDBTarget:
         row_bytes = (table.size_bytes or 0) // max(1, table.rows or 0)
         span = most = end - first if row_bytes < LARGE_ROW else max(1, LARGE_BATCH // row_bytes)
         with self._told(), self._engine.memory.share() as memory, self._cursor() as cursor:
-            memory.at_least(need(table.schema) + (LARGE_VALUES * row_bytes if row_bytes > LARGE_ROW else 0))
+            memory.at_least(need(table.schema) + (row_bytes if row_bytes > LARGE_ROW else 0))
             while first < end:
                 until = min(end, first + span)
                 rows = f"where rowid >= {first} and rowid < {until}"
@@ -162,13 +162,14 @@ class DuckDBTarget:
                     for batch in _read(cursor, f"select {_columns(table.schema)}, rowid from {_table(name)} {rows}", schema):
                         yield batch.select(table.schema.names)
                         first = batch.column(batch.num_columns - 1)[-1].as_py() + 1
+                        del batch
                 except (OSError, duckdb.OutOfMemoryException) as error:
                     if "Out of Memory" not in str(error):
                         raise
                     if span == 1 and memory.taken >= ENOUGH:
                         raise
                     if span == 1:                  # one row alone needs more
-                        memory.at_least(memory.taken + LARGE_BATCH)
+                        memory.at_least(memory.taken + LARGE_BATCH // 4)
                     span = max(1, span // 16)
                 else:
                     first, span = until, min(most, 2 * span)
@@ -341,6 +342,7 @@ def _read(cursor: duckdb.DuckDBPyConnection, sql: str, schema: pa.Schema) -> Bat
     reader = cursor.sql(sql).to_arrow_reader(READ_ROWS)
     for batch in reader:
         yield batch if batch.schema.types == schema.types else batch.cast(schema)
+        del batch                                   # before the next one is read: a value may be large
 
 
 def declares(table: Table) -> dict[str, str]:

@@ -126,6 +126,8 @@ class Memory:
                 self._freed.wait()
             self._taken += size
             self._raise_to(self._idle + self._taken)
+            if size < 0 and self._limit > MOST + IDLE:     # it was raised for large values: not kept for what comes
+                self._lower_to(self._idle + self._taken)
             self._freed.notify_all()
 
     def allow_more(self) -> bool:
@@ -139,14 +141,19 @@ class Memory:
 
     def forget(self) -> None:
         """Nothing is open: begin low again."""
-        with self._freed, suppress(duckdb.Error):
-            self._limit, self._idle = 0, IDLE
-            self._raise_to(self._idle + self._taken)
+        with self._freed:
+            self._idle = IDLE
+            self._lower_to(self._idle + self._taken)
 
     def _raise_to(self, size: int) -> None:
-        if size > self._limit:     # lowered for the next file only: DuckDB has to throw out blocks at once
+        if size > self._limit:     # rarely lowered: DuckDB has to throw out blocks at once
             self._limit = size
             self._connection.execute(f"set memory_limit='{size >> 10}KiB'")
+
+    def _lower_to(self, size: int) -> None:
+        with suppress(duckdb.Error):                       # blocks that are in use
+            self._connection.execute(f"set memory_limit='{size >> 10}KiB'")
+            self._limit = size
 
 
 class Share:

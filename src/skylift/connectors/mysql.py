@@ -95,7 +95,7 @@ class MySqlSource(FedSource):
         self.url = url
         self.name = url.database or ""
         self.read_only = url.query.get("mode") == "ro"
-        self._pool = Pool(lambda: connect(url), SourceFailed, alive)
+        self._pool = Pool(lambda: connect(url), SourceFailed, alive, worth_keeping=lambda connection: not connection.swollen)
         self._facts: dict[str, Facts] = {}
         self._snapshots: queue.Queue[Connection] | None = None
         self.feed = ChangeLog(self)
@@ -246,6 +246,7 @@ class MySqlSource(FedSource):
                         [_uuids(column) if isinstance(field.type, pa.UuidType) else column
                          for column, field in zip(batch.columns, table.schema, strict=True)], names=table.schema.names)
                     yield cast_batch(named, table)
+                    del batch, named               # before the next one is read: a value may be large
         except Misfit as misfit:
             raise _refusal(table, misfit) from None
         finally:

@@ -73,6 +73,8 @@ def check(url: URL) -> None:
 class Connection(connections.Connection):
     """One that does not wait without end for a server that stands still."""
 
+    swollen = False                   # has received a row so large that the client's buffer, which never shrinks, is in the way
+
     def __init__(self, url: URL, **options: Any) -> None:
         self._url = url
         super().__init__(**options)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -113,14 +114,17 @@ def _batches(connection: Connection, result: int, kinds: list[pa.DataType], zero
         if why >= _MISFIT:
             raise Misfit(why - _MISFIT, _cells(row, len(kinds), result))
         if rows:
-            yield pa.RecordBatch.from_arrays(
+            done = [pa.RecordBatch.from_arrays(
                 [_array(kind, rows, words[i], arena[starts[i]:starts[i] + ends[i, rows]], ends[i], valid[i], int(nulls[i]))
-                 for i, kind in enumerate(kinds)], names=names)
+                 for i, kind in enumerate(kinds)], names=names)]
+            del arena                              # whoever takes the batch lets go of it, which may be a value of 50 MB
+            yield done.pop()
         if why == _END:
             if connection.errno():                 # the server is gone, or has ended the statement
                 raise _mysql.OperationalError(connection.errno(), connection.error())
             return
-        wanted = [len(cell or b"") for cell in _cells(row, len(kinds), result)] if row else [0] * len(kinds)
+        wanted = _lengths(result)[:len(kinds)] if row else [0] * len(kinds)
+        connection.swollen |= sum(wanted) > BATCH_BYTES
         widths.learn(ends[:, rows], rows, np.where(parse == BYTES, wanted, 0))
 
 
@@ -145,11 +149,16 @@ def _array(kind: pa.DataType, rows: int, words: np.ndarray, data: np.ndarray, en
 
 def _cells(row: np.uint64, columns: int, result: int) -> list[bytes | None]:
     """The cells of the row that stands at this address."""
-    fetch_lengths = _library.mysql_fetch_lengths
-    fetch_lengths.argtypes, fetch_lengths.restype = [ctypes.c_void_p], ctypes.POINTER(ctypes.c_ulong)
-    lengths = fetch_lengths(result)
+    lengths = _lengths(result)
     cells = ctypes.cast(int(row), ctypes.POINTER(ctypes.c_void_p))
     return [ctypes.string_at(cells[i], lengths[i]) if cells[i] else None for i in range(columns)]
+
+
+def _lengths(result: int) -> Any:
+    """Of the cells of the row that was fetched last, null: 0. A C array without bounds."""
+    fetch_lengths = _library.mysql_fetch_lengths
+    fetch_lengths.argtypes, fetch_lengths.restype = [ctypes.c_void_p], ctypes.POINTER(ctypes.c_ulong)
+    return fetch_lengths(result)
 
 
 # ------------------------------------------------------------------ compiled

@@ -27,11 +27,13 @@ class Pool(Generic[C]):
     """What `connect` opens. A connection that saw an error is closed, not given back."""
 
     def __init__(self, connect: Callable[[], C], failed: type[SourceFailed] | type[TargetFailed],
-                 alive: Callable[[C], bool] = lambda connection: True) -> None:
+                 alive: Callable[[C], bool] = lambda connection: True,
+                 worth_keeping: Callable[[C], bool] = lambda connection: True) -> None:
         """Opens the first connection, whose error says what is wrong with the URL. `failed`: raised where there is none any more, and
-        the run ends with it. `alive`: whether an idle one can still be used.
+        the run ends with it. `alive`: whether an idle one can still be used; `worth_keeping`: whether one that was given back
+        shall be used again.
         """
-        self._connect, self._failed, self._alive = connect, failed, alive
+        self._connect, self._failed, self._alive, self._worth_keeping = connect, failed, alive, worth_keeping
         self._idle = [(connect(), time.monotonic())]       # with the time since when
         self._used = 0
         self._closed = False
@@ -97,7 +99,7 @@ class Pool(Generic[C]):
     def _give_back(self, connection: C | None) -> None:
         with self._changed:
             self._used -= 1
-            if connection and not self._closed:
+            if connection and not self._closed and self._worth_keeping(connection):
                 self._idle.append((connection, time.monotonic()))
             elif connection:
                 connection.close()

@@ -133,6 +133,7 @@ class Connection(psycopg.Connection[TupleRow]):
     """
 
     conninfo = ""
+    swollen = False                   # has received a value so large that libpq's buffer, which never shrinks, is in the way
 
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
         return super().wait(self._watched(gen), *args, **options)
@@ -174,7 +175,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
 
 def pool(url: URL, failed: type[SourceFailed] | type[TargetFailed]) -> Pool[Connection]:
-    return Pool(lambda: connect(url), failed, _alive)
+    return Pool(lambda: connect(url), failed, _alive, worth_keeping=lambda connection: not connection.swollen)
 
 
 def _alive(connection: Connection) -> bool:

@@ -82,6 +82,8 @@ def _batches(connection: Connection, batch_bytes: int) -> Batches:
         while why != _END:
             data, ends = np.empty(max(batch_bytes, int(waiting[1])), np.uint8), np.zeros(BATCH_ROWS + 1, np.int32)
             rows, why = 0, _WAIT
+            if waiting[1] > batch_bytes:
+                connection.swollen = True
             while why == _WAIT:
                 rows, why = _take(_FUNCTIONS, address, waiting, polled, data, ends, rows)
                 if why == _WAIT:
@@ -89,8 +91,10 @@ def _batches(connection: Connection, batch_bytes: int) -> Batches:
             if why == _FAILED:
                 raise psycopg.OperationalError(server.error_message.decode(errors="replace").strip())
             if rows:
-                buffers = [None, pa.py_buffer(ends[:rows + 1]), pa.py_buffer(data[:ends[rows]])]
-                yield pa.RecordBatch.from_arrays([pa.Array.from_buffers(pa.binary(), rows, buffers)], schema=ROW)
+                column = pa.Array.from_buffers(pa.binary(), rows, [None, pa.py_buffer(ends[:rows + 1]), pa.py_buffer(data[:ends[rows]])])
+                done = [pa.RecordBatch.from_arrays([column], schema=ROW)]
+                del data, ends, column             # whoever takes the batch lets go of it, which may be a value of 50 MB
+                yield done.pop()
     finally:
         if waiting[0]:
             _library.PQfreemem(ctypes.c_void_p(int(waiting[0])))

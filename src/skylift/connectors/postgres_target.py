@@ -390,6 +390,6 @@ def _decoded(rows: Batches, table: Table) -> Batches:
         return
     wire = replace(table, schema=on_the_wire(table.schema))
     decoder = Decoder(wire)
-    for batch in rows:
-        decoded = decoder.decode(batch)
+    for decoded in map(decoder.decode, rows):      # nothing else holds the batch: a value may be large
         yield decoded if wire.schema.types == table.schema.types else cast_batch(decoded, table)
+        del decoded
