@@ -180,11 +180,28 @@ class Destination(Protocol):
     def states(self) -> dict[TargetName, TableState]: ...
 
 
+class Hashes(Protocol):
+    """A database that hashes the rows it holds by itself: where its sum is that of the rows which were sent, they need not be read back.
+
+    A sum is modulo 2^64. Sums that differ prove nothing; then the rows are read back, and what was read decides.
+    """
+
+    def of(self, table: Table) -> Callable[[pa.RecordBatch], int] | None:
+        """What works out of the rows of a batch what the database's hashes of them add up to; None where they have to be read back."""
+
+    def within(self, transaction: Transaction, tables: Mapping[TargetName, Table]) -> Mapping[TargetName, tuple[int, int]]:
+        """Rows and sum of tables that were made in the transaction."""
+
+    def committed(self, name: TargetName, table: Table, workers: int, check: Callable[[], None]) -> tuple[int, int]:
+        """Rows and sum of a table; `check` is called every few seconds, and may raise."""
+
+
 class Target(Destination, Protocol):
     """A database to copy to; safe to call from several threads. The ledger beside the data is the truth about what arrived."""
 
     dialect: str                    # of its SQL: the scheme of its URL; '' = it has none, and no transaction for statements
     holds_values: bool              # has the large values of a transaction in memory together
+    hashes: Hashes | None           # None = rows are compared by reading them back
 
     def transaction(self) -> AbstractContextManager[Transaction]: ...
     def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:
@@ -208,7 +225,7 @@ _TARGETS = {"duckdb": "skylift.connectors.duckdb", "parquet": "skylift.connector
 _LOOKS = {scheme: f"skylift.connectors.{name}_look" for scheme, name in (
     ("sqlite", "sqlite"), ("mysql", "mysql"), ("mariadb", "mysql"), ("postgresql", "postgres"), ("mssql", "sqlserver"),
     ("duckdb", "duckdb"), ("parquet", "lake"), ("delta", "lake"))}
-_COMPILED = {"postgresql": ("skylift.connectors.postgres_receive", "skylift.connectors.postgres_binary"),
+_COMPILED = {"postgresql": tuple(f"skylift.connectors.postgres_{part}" for part in ("receive", "binary", "hashes")),
              "mysql": ("skylift.connectors.mysql_rows",), "mariadb": ("skylift.connectors.mysql_rows",)}    # modules with a warm_up()
 _PORTS = {"postgresql": 5432, "mssql": 1433}
 

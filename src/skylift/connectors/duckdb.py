@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, CopyPlan, TableState, Target
+from skylift.connectors import Batches, CopyPlan, Hashes, TableState, Target
 from skylift.connectors.duckdb_engine import ENOUGH, KEYS, LARGE_ROW, LARGE_VALUES, NEW_TABLE, Share, engine, need
 from skylift.connectors.ledger import STATES, digest_of, mark_of, mark_text, states_of
 from skylift.connectors.sql import quote
@@ -83,6 +83,7 @@ class DuckDBTarget:
     losses = Losses()
     dialect = "duckdb"
     holds_values = True
+    hashes: Hashes | None = None
 
     def __init__(self, path: Path) -> None:
         """Raises what DuckDB raises."""

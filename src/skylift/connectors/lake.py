@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, CopyPlan, TableState, Target, lake_files
+from skylift.connectors import Batches, CopyPlan, Hashes, TableState, Target, lake_files
 from skylift.connectors.lake_forms import Form, ParquetForm
 from skylift.connectors.lake_log import DataFile, LakeTable, Log, Patch, patch_of, schema_of, schema_text
 from skylift.connectors.lake_names import HIDDEN, folder_of
@@ -101,6 +101,7 @@ class LakeTarget:
     formats: Container[str] = (ARROW,)
     dialect = ""
     holds_values = False
+    hashes: Hashes | None = None
     losses: Losses
 
     def __init__(self, store: Any, form: Form) -> None:

@@ -131,7 +131,7 @@ class PostgresTargetLook(PostgresTarget):
     def standing(self, names: Sequence[TargetName]) -> Mapping[TargetName, Sequence[StandingColumn]]:
         by_place = {(name.schema or DEFAULT_SCHEMA, name.table): name for name in names}
         found: dict[TargetName, list[StandingColumn]] = {}
-        for schema, table, column, declared, nullable, in_key in self._rows(_COLUMNS, [s for s, _ in by_place], [t for _, t in by_place]):
+        for schema, table, column, declared, nullable, in_key in self.rows(_COLUMNS, [s for s, _ in by_place], [t for _, t in by_place]):
             match = _LENGTH.fullmatch(declared)
             found.setdefault(by_place[schema, table], []).append(
                 StandingColumn(column, declared, arrow_type(declared), int(match[1]) if match else None, nullable, in_key))

@@ -8,7 +8,7 @@ refused by name (postgres_ddl.py). The primary key is built when the rows are th
 from __future__ import annotations
 
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 from psycopg import errors as pg
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, CopyPlan, TableState, Target
+from skylift.connectors import Batches, CopyPlan, Hashes, TableState, Target
 from skylift.connectors.casting import cast_batch
 from skylift.connectors.ledger import STATES, digest_of, mark_of, mark_text, states_of
 from skylift.connectors.postgres import (
@@ -36,6 +36,7 @@ from skylift.connectors.postgres import (
 )
 from skylift.connectors.postgres_binary import Decoder
 from skylift.connectors.postgres_ddl import column_list, create_sql, declares, give_way, key_sql, missing_schemas, table_sql
+from skylift.connectors.postgres_hashes import PostgresHashes
 from skylift.connectors.postgres_load import copy_in, fit, held, on_the_wire
 from skylift.connectors.postgres_lock import is_locked, trigger_sql
 from skylift.connectors.postgres_receive import copy_out
@@ -107,6 +108,7 @@ class PostgresTarget:
     formats: Container[str] = (ARROW, PG_BINARY)
     dialect = "postgresql"
     holds_values = False
+    hashes: Hashes | None
     losses: Losses
 
     def __init__(self, url: URL) -> None:
@@ -114,6 +116,8 @@ class PostgresTarget:
         self._connections = pool(url, TargetFailed)
         self.making_schemas = threading.Lock()
         self.locked = False                        # postgres_lock.py
+        self.hashes = PostgresHashes(self)
+        self.version = 0                           # of the server, as libpq has it
 
     def prepare(self) -> None:
         """The ledger is made if it is not there."""
@@ -130,6 +134,7 @@ class PostgresTarget:
                 if not all(ledger_tables(connection).values()):
                     connection.execute(_LEDGER)
             self.locked = is_locked(connection)
+            self.version = connection.info.server_version
 
     def declares(self, table: Table) -> dict[str, str]:
         return declares(table)
@@ -145,28 +150,31 @@ class PostgresTarget:
             transaction.commit()
 
     def states(self) -> dict[TargetName, TableState]:
-        return states_of(self._rows(f"select {STATES} from public._skylift_tables"))
+        return states_of(self.rows(f"select {STATES} from public._skylift_tables"))
 
     def copies(self, copy_id: str) -> dict[TargetName, CopyPlan]:
-        rows = self._rows("select schema_name, table_name, watermark, ranges from public._skylift_copies where copy_id = %s", copy_id)
+        rows = self.rows("select schema_name, table_name, watermark, ranges from public._skylift_copies where copy_id = %s", copy_id)
         return {TargetName(schema, table): CopyPlan(mark_of(mark), ranges) for schema, table, mark, ranges in rows}
 
     def chunks_done(self, build: TargetName, copy_id: str) -> dict[int, Digest]:
-        rows = self._rows("select chunk_id, rows, digest from public._skylift_ledger"
+        rows = self.rows("select chunk_id, rows, digest from public._skylift_ledger"
                           " where schema_name = %s and table_name = %s and copy_id = %s", build.schema, build.table, copy_id)
         return {chunk: digest_of(count, digest) for chunk, count, digest in rows}
 
     def read_parts(self, name: TargetName, table: Table, parts: int) -> list[Batches]:
         with self._connections.connection() as connection, told(self.url, table.path):
             columns = _columns(connection, name, table)
-            [(size, page)] = connection.execute("select pg_relation_size(%s::regclass), current_setting('block_size')::bigint",
-                                                [table_sql(name)]).fetchall()
-            if connection.info.server_version < 140000:    # cannot scan a range of pages without reading all
-                parts = 1
-        parts = max(1, min(parts, size // PART_BYTES))
-        bounds = [size // page * i // parts for i in range(1, parts)]
-        whole = f"select {columns} from {table_sql(name)} where ctid >= "
-        return [self._part(f"{whole}'({lo},0)'" + (f" and ctid < '({hi},0)'" if hi else ""), table)
+        if self.version < 140000:                  # cannot scan a range of pages without reading all
+            parts = 1
+        return [self._part(f"select {columns} from {table_sql(name)} where {where}", table)
+                for where in self.page_ranges(name, lambda size: min(parts, size // PART_BYTES))]
+
+    def page_ranges(self, name: TargetName, parts: Callable[[int], int]) -> list[str]:
+        """Conditions that divide the table's rows by the pages they lie in; `parts` of its size in bytes, at least one."""
+        [(size, page)] = self.rows("select pg_relation_size(%s::regclass), current_setting('block_size')::bigint", table_sql(name))
+        number = max(1, parts(size))
+        bounds = [size // page * i // number for i in range(1, number)]
+        return [f"ctid >= '({lo},0)'" + (f" and ctid < '({hi},0)'" if hi is not None else "")
                 for lo, hi in zip([0, *bounds], [*bounds, None], strict=True)]
 
     def _part(self, sql: str, table: Table) -> Batches:
@@ -174,11 +182,11 @@ class PostgresTarget:
             yield from _decoded(copy_out(connection, sql), table)
 
     def discard_copies(self, keep: str) -> None:
-        for schema, table in self._rows("select schema_name, table_name from public._skylift_copies where copy_id <> %s", keep):
+        for schema, table in self.rows("select schema_name, table_name from public._skylift_copies where copy_id <> %s", keep):
             with self.transaction() as transaction:
                 transaction.drop(TargetName(schema, table))
 
-    def _rows(self, sql: str, *params: Any) -> list[tuple]:
+    def rows(self, sql: str, *params: Any) -> list[tuple]:
         with self._connections.connection() as connection, told(self.url):
             return connection.execute(sql, params).fetchall()
 

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 from sqlalchemy.engine import URL
 
-from skylift.connectors import Batches, CopyPlan, TableState, Target
+from skylift.connectors import Batches, CopyPlan, Hashes, TableState, Target
 from skylift.connectors.ledger import STATES, digest_of, mark_of, mark_text, states_of
 from skylift.connectors.pooling import Pool
 from skylift.connectors.sql import quote
@@ -98,6 +98,7 @@ class SqlServerTarget:
     formats: Container[str] = (ARROW,)
     dialect = "mssql"
     holds_values = False
+    hashes: Hashes | None = None
 
     def __init__(self, url: URL, *, ledger: bool = True) -> None:
         """`ledger`: it is made where it is missing."""

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,7 @@ class Copier:
     consumer: str
     stopping: Callable[[], bool]
     verify: bool = True             # False only for measuring what verification costs
+    target_sums: dict[tuple[TargetName, int], int] = field(default_factory=dict)    # of chunks by table and id, as far as they passed here
 
     # -------------------------------------------------------------- small tables, many to a transaction
 
@@ -72,14 +73,20 @@ class Copier:
             states: dict[TargetName, TableState] = {}
             for task in tasks:                     # all at once: a target may send them in one round trip
                 t.create(task.target, task.table)
+            sums: dict[TargetName, int] = {}
             for task in tasks:
-                stream = HashedStream(self.fitted(task.table, self.source.read(task.table, KeyRange())))
+                stream = self.stream(task, KeyRange())
                 t.insert(task.target, task.table, stream)
+                if stream.target_sum is not None:
+                    sums[task.target] = stream.target_sum
                 states[task.target] = TableState(stream.digest, watermarks[task.table.path], columns_of(task.table))
                 done.append(Progress(task, TableStatus.SUCCESSFUL, rows=stream.digest.rows, size_bytes=stream.size_bytes, mode="full"))
             if self.verify:
+                there = self.target.hashes.within(t, {k.target: k.table for k in tasks if k.target in sums}) if self.target.hashes else {}
                 for task in tasks:
-                    compare(task.table.path, states[task.target].digest, digest_all(t.read(task.target, task.table)))
+                    name, expected = task.target, states[task.target].digest
+                    if name not in there or there[name] != (expected.rows, sums[name]):
+                        compare(task.table.path, expected, digest_all(t.read(name, task.table)))
             changed = self.source.changed({task.table.path: watermarks[task.table.path] for task in tasks})
             for i, task in enumerate(tasks):
                 if task.table.path in changed:
@@ -119,9 +126,11 @@ class Copier:
         if arrived := self.target.chunks_done(build, self.copy_id).get(chunk.id):
             return arrived.rows, 0
         with self.target.transaction() as t:
-            stream = HashedStream(self.fitted(task.table, self.source.read(task.table, chunk.keys)))
+            stream = self.stream(task, chunk.keys)
             t.insert(build, task.table, stream)
             t.chunk_done(build, self.copy_id, chunk.id, stream.digest)
+            if stream.target_sum is not None:
+                self.target_sums[build, chunk.id] = stream.target_sum
         return stream.digest.rows, stream.size_bytes
 
     def finish(self, task: CopyTask, plan: CopyPlan, workers: int) -> Progress:
@@ -136,7 +145,7 @@ class Copier:
             raise NotVerified(f"{table.path}: the target has lost {lost} chunks that it had committed",
                               hint="run again: it is copied afresh")
         expected = sum(arrived.values(), Digest())
-        if self.verify:
+        if self.verify and not self._holds(task, arrived, workers):
             parts = self.target.read_parts(build, table, 1 if has_large_rows(table) else workers)
             with ThreadPoolExecutor(len(parts)) as pool:
                 found = sum(pool.map(lambda part: digest_all(self.until_stopped(part)), parts), Digest())
@@ -154,6 +163,15 @@ class Copier:
             t.end_copy(build)
             t.set_states({task.target: state})
         return replace(progress, total_rows=state.digest.rows, digest=state.digest, watermark=state.watermark)
+
+    def _holds(self, task: CopyTask, arrived: Mapping[int, Digest], workers: int) -> bool:
+        """Whether the build table's rows are those of its chunks by the target's own hashes; False where that is not known."""
+        build = build_name(task.target)
+        sums = [self.target_sums.get((build, chunk)) for chunk in arrived]
+        if self.target.hashes is None or None in sums:
+            return False
+        there = self.target.hashes.committed(build, task.table, workers, self.check_stopped)
+        return there == (sum(digest.rows for digest in arrived.values()), sum(filter(None, sums)) % 2**64)
 
     def discard(self, task: CopyTask) -> None:
         with self.target.transaction() as t:
@@ -245,6 +263,11 @@ class Copier:
         return total - old.digest + arrived, replace(progress, rows=inserted + updated, size_bytes=stream.size_bytes, inserted=inserted,
                                                      updated=updated, deleted=deleted)
 
+    def stream(self, task: CopyTask, keys: KeyRange) -> HashedStream:
+        """The source's rows of a full copy, on their way."""
+        hashes = self.target.hashes.of(task.table) if self.verify and self.target.hashes else None
+        return HashedStream(self.fitted(task.table, self.source.read(task.table, keys)), hashes)
+
     def fitted(self, table: Table, batches: Batches) -> Batches:
         """The source's rows as the target can hold them."""
         with closing(batches):                     # at once: an open statement keeps its connection from closing
@@ -255,10 +278,13 @@ class Copier:
     def until_stopped(self, batches: Batches) -> Iterator[pa.RecordBatch]:
         with closing(batches):
             for batch in batches:
-                if self.stopping():
-                    raise Stopped
+                self.check_stopped()
                 yield batch
                 del batch
+
+    def check_stopped(self) -> None:
+        if self.stopping():
+            raise Stopped
 
 
 def compare(table: str, source: Digest, target: Digest) -> None:

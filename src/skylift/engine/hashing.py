@@ -19,7 +19,7 @@ Numba compiles the three loops to machine code that runs without the interpreter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numba as nb
 import numpy as np
@@ -135,17 +135,24 @@ def warm_up() -> None:
 
 
 class HashedStream:
-    """Batches on their way to the target; `digest` and `size_bytes` say what has passed."""
+    """Batches on their way to the target; `digest` and `size_bytes` say what has passed.
 
-    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+    `target_sum`: of the target's own hashes of these rows, where `target_hash` works them out; None else.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], target_hash: Callable[[pa.RecordBatch], int] | None = None) -> None:
         self._batches = batches
+        self._target_hash = target_hash
         self.digest = Digest()
         self.size_bytes = 0
+        self.target_sum = None if target_hash is None else 0
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for batch in self._batches:
             self.digest += digest(batch)
             self.size_bytes += batch.nbytes
+            if self._target_hash is not None and self.target_sum is not None:
+                self.target_sum = (self.target_sum + self._target_hash(batch)) % 2**64
             yield batch
             del batch
 
