@@ -39,6 +39,7 @@ class Forecast:
     why: str = ""                   # there is no better one, in words; '' = there is none better
     fix: str = ""                   # what would get it a better one
     code: str = "ChangeFeed"
+    setup_s: float = 0.0            # that making it takes for one table, as measured: it can only be tried by writing to the source
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from skylift.connectors.sql import GIVE_WAY, not_replaced, quote
 from skylift.model import Table, TargetName
 from skylift.runs import Severity
 
+SETUP_S = 0.001                    # a table
 _LENGTH = re.compile(r"character(?: varying)?\((\d+)\)")
 _COLUMNS = """
 select n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod), not a.attnotnull, exists (select from pg_index i
@@ -89,8 +90,8 @@ class PostgresSourceLook:
             ("it has no replica identity", "give it a primary key, or alter table .. replica identity full"): not facts.identified}
         for (why, fix), holds in hindrances.items():
             if holds:
-                return Forecast("change_log", f"triggers are made on it to log what changes: {why}", fix)
-        return Forecast("slot")
+                return Forecast("change_log", f"triggers are made on it to log what changes: {why}", fix, setup_s=SETUP_S)
+        return Forecast("slot", setup_s=SETUP_S)
 
     def close(self) -> None:
         self.source.close()

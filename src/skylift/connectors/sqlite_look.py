@@ -60,7 +60,7 @@ class SqliteLook:
         return found
 
     def feeds(self, tables: Sequence[Table]) -> Mapping[str, Forecast]:
-        forecast = Forecast("change_log") if self._to_be_written else Forecast(
+        forecast = Forecast("change_log", setup_s=0.001) if self._to_be_written else Forecast(
             STATE, "the URL says mode=ro, so nothing logs changes: once anything in the file has changed, the table is compared row by row",
             "leave out mode=ro, if triggers may be made in the source")
         return dict.fromkeys((table.path for table in tables), forecast)

@@ -41,36 +41,37 @@ class Estimate:
     duration_s: float
     sampled_rows: int = 0
     loaded: bool = False           # into a scratch table, else the source's side is all that was measured
+    setup_s: float = 0.0           # of duration_s: until the feeds are made
 
 
 class _Undone(Exception):
     pass
 
 
-def estimate(tasks: Sequence[CopyTask], source: Source, target: Destination, scratch: Target | None, workers: int) -> Estimate:
-    """`tasks`: measured. A table that cannot be read is left out of the sample."""
+def estimate(tasks: Sequence[CopyTask], source: Source, target: Destination, scratch: Target | None, workers: int,
+             setup_s: float = 0.0) -> Estimate:
+    """`tasks`: measured. A table that cannot be read is left out of the sample. `setup_s`: what making the feeds takes, which is known."""
     rows = sum(task.table.rows or 0 for task in tasks)
     size_bytes = sum(task.table.size_bytes or 0 for task in tasks)
-    filled = sorted((task for task in tasks if task.table.rows), key=lambda task: -(task.table.size_bytes or 0))
-    if not filled:
-        return Estimate(len(tasks), rows, size_bytes, 0.0)
+    by_size = sorted(tasks, key=lambda task: -_bytes(task))
+    small = [task for task in by_size if (task.table.rows or 0) <= SMALL_ROWS]
+    large = [task for task in by_size if (task.table.rows or 0) > SMALL_ROWS]
+    if not rows:
+        return Estimate(len(tasks), rows, size_bytes, setup_s, setup_s=setup_s)
     warm_up()                                          # else the first hash would wait for the compiler
     sampler = _Sampler(source, target, scratch)
-    large = filled[:LARGE]
-    read, seconds = sampler.take([[task] for task in islice(cycle(large), max(len(large), workers))], workers, SAMPLE_ROWS)
-    if not read:
-        return Estimate(len(tasks), rows, size_bytes, 0.0)
-    share = sum(_bytes(task) * count / (task.table.rows or 1) for task, count in read)
-    pace = seconds / max(share, 1.0)                   # per byte that the source takes for its own
-    per_table = 0.0
-    rest = [task for task in filled[LARGE:] if (task.table.rows or 0) <= SMALL_ROWS]
-    if some := rest[::max(1, len(rest) // SMALL)][:SMALL]:
-        packs = [some[i::workers] for i in range(min(workers, len(some)))]
-        taken, pack_seconds = sampler.take(packs, workers, SMALL_ROWS)
-        if taken:
-            per_table = max(0.0, pack_seconds - pace * sum(_bytes(task) for task, _ in taken)) / len(taken)
-    return Estimate(len(tasks), rows, size_bytes, pace * sum(map(_bytes, filled)) + per_table * len(tasks),
-                    sum(count for _, count in read), scratch is not None)
+    duration_s, sampled = setup_s, 0
+    if large:
+        sample = large[:LARGE]
+        read, seconds = sampler.take([[task] for task in islice(cycle(sample), max(len(sample), workers))], workers, SAMPLE_ROWS)
+        if share := sum(_bytes(task) * count / (task.table.rows or 1) for task, count in read):
+            duration_s += seconds / share * sum(map(_bytes, large))        # by the bytes that the source takes for its own
+        sampled += sum(count for _, count in read)
+    if some := small[::max(1, len(small) // SMALL)][:SMALL]:               # whose time is that of their making
+        read, seconds = sampler.take([some[i::workers] for i in range(min(workers, len(some)))], workers, SMALL_ROWS)
+        duration_s += seconds / max(1, len(read)) * len(small)
+        sampled += sum(count for _, count in read)
+    return Estimate(len(tasks), rows, size_bytes, duration_s, sampled, scratch is not None, setup_s)
 
 
 def _bytes(task: CopyTask) -> int:

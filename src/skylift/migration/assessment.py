@@ -92,7 +92,8 @@ class Outcome:
             return f"{self.source} to {self.target}: {how}."
         loaded = "read, loaded into a scratch table and compared" if self.estimate.loaded else "read; loading them was not measured"
         return (f"{self.source} to {self.target}: {how}. The first run will take about {spell(self.estimate.duration_s)}, "
-                f"told from {self.estimate.sampled_rows:,} rows that were {loaded}; setting up what feeds changes comes on top.")
+                f"told from {self.estimate.sampled_rows:,} rows that were {loaded}"
+                f"{f', and {spell(self.estimate.setup_s)} for what feeds changes' if self.estimate.setup_s >= 1 else ''}.")
 
 
 class AssessmentVerbs(Service):
@@ -156,7 +157,7 @@ def assess(service: Service, sides: Sides, *, with_scan: bool = False, allow_scr
             found += _strangers(service, tasks, target, sides.target_url)
             found += [Found(Remark(item.code, Severity.WARNING, item.why), item.company, item.table_name) for item in whole.left_out]
             with target.scratch(allow_scratch) as scratch:
-                told = estimate(tasks, source.source, target, scratch, service.settings.workers)
+                told = estimate(tasks, source.source, target, scratch, service.settings.workers, _setup_s(tasks, source))
             servers = source.server + (f" with application version {version}" if version else ""), target.server
     except (SetupError, CopyError) as error:            # a CopyError is about the tables in which the source keeps its catalogue
         if isinstance(error, SetupError) and error.code not in FINDINGS:
@@ -183,6 +184,11 @@ def _scanned(service: Service, outcome: Outcome, tasks: list[CopyTask], stop: Ca
     kept = [item for item in outcome.found if (key := (item.remark.code, item.company, item.table_name, item.remark.column)) not in known
             and not (item.remark.code == "50011" and key[1:] in done.harmless)]
     return replace(outcome, found=_merged([*kept, *done.found]), read_rows=done.rows)
+
+
+def _setup_s(tasks: list[CopyTask], source: SourceLook) -> float:
+    tables = {task.table.path: task.table for task in tasks}
+    return sum(forecast.setup_s for forecast in source.feeds([*tables.values()]).values())
 
 
 def _plan(service: Service, sides: Sides, source: SourceLook, target: TargetLook) -> tuple[Plan, list[Found], str]:
