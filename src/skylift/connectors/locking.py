@@ -1,6 +1,6 @@
 """Keeping everybody but skylift from writing to the tables of a target until its migration ends.
 
-Only databases that have users can do so, and only those whose way of doing so stands here and is tested: PostgreSQL.
+Only databases that have users can do so: PostgreSQL and SQL Server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from skylift.connectors import parse_url
 from skylift.errors import SetupError
 
-_LOCKS = {"postgresql": "skylift.connectors.postgres_lock"}
+_LOCKS = {"postgresql": "skylift.connectors.postgres_lock", "mssql": "skylift.connectors.sqlserver_lock"}
 
 
 def refuse_unlockable(url: str) -> None:

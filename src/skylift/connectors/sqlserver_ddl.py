@@ -13,11 +13,13 @@ from skylift.model import Table, TargetName
 
 KEY_BYTES = 900                    # of a clustered index; one that is not clustered holds 1,700 (SQL Server 2016 and later)
 
+TRIGGER = "_skylift_lock"          # how the name of each trigger begins that locks a table (sqlserver_lock.py)
+
 # What hangs on a table and would be lost with it, in words; indexes that are not its primary key too.
-_STANDING = """
-select 'the foreign key ' + name from sys.foreign_keys where {id} in (parent_object_id, referenced_object_id)
-union all select 'the trigger ' + name from sys.triggers where parent_id = {id}
-union all select 'the index ' + name from sys.indexes where object_id = {id} and index_id > 0 and is_primary_key = 0"""
+_STANDING = f"""
+select 'the foreign key ' + name from sys.foreign_keys where {{id}} in (parent_object_id, referenced_object_id)
+union all select 'the trigger ' + name from sys.triggers where parent_id = {{id}} and name not like '{TRIGGER.replace("_", "[_]")}%'
+union all select 'the index ' + name from sys.indexes where object_id = {{id}} and index_id > 0 and is_primary_key = 0"""
 _BOUND = """
 union all select 'the schema-bound ' + object_name(referencing_id) from sys.sql_expression_dependencies
 where referenced_id = {id} and is_schema_bound_reference = 1 and referencing_id <> {id}
@@ -60,7 +62,8 @@ def create_sql(name: TargetName, table: Table, genuine: bool = True) -> str:
 
 def key_sql(name: TargetName, declared: Mapping[str, str], columns: Sequence[str], constraint: str) -> str:
     """A primary key; clustered where the longest possible key fits such an index. `declared`: the columns' types."""
-    clustered = sum(_index_bytes(declared[column]) for column in columns) <= KEY_BYTES
+    # Some servers keep no capitals.
+    clustered = sum(_index_bytes(declared.get(column) or declared[column.lower()]) for column in columns) <= KEY_BYTES
     return (f"alter table {table_sql(name)} add constraint {quote(fit(constraint, MAX_NAME_BYTES))} primary key "
             f"{'clustered' if clustered else 'nonclustered'} ({', '.join(map(quote, columns))})")
 
@@ -81,8 +84,11 @@ def declared_types(session: Session, name: TargetName) -> dict[str, str]:
     return {column: spelt(*rest) for column, *rest in rows}
 
 
-def swap(session: Session, builds: Mapping[TargetName, TargetName], genuine: bool) -> None:
-    """Put each table (name -> build) in the place of the one that stands there. Raises CopyError naming what would be lost with that."""
+def swap(session: Session, builds: Mapping[TargetName, TargetName], genuine: bool, more: Sequence[str] = ()) -> None:
+    """Put each table (name -> build) in the place of the one that stands there. Raises CopyError naming what would be lost with that.
+
+    `more`: statements for the tables in their places, in the same round trip.
+    """
     if not builds:
         return
     standing, statements = give_way(session, list(builds), genuine), []
@@ -90,7 +96,7 @@ def swap(session: Session, builds: Mapping[TargetName, TargetName], genuine: boo
         if name in standing:
             statements.append(f"drop table {table_sql(name)}")
         statements.append(f"exec sp_rename {literal(table_sql(build))}, {literal(name.table)}, N'OBJECT'")
-    session.run("; ".join(statements), table=", ".join(map(str, builds)) if len(builds) < 3 else "")
+    session.run("; ".join([*statements, *more]), table=", ".join(map(str, builds)) if len(builds) < 3 else "")
 
 
 def give_way(session: Session, names: Sequence[TargetName], genuine: bool) -> set[TargetName]:

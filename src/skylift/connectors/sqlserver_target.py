@@ -52,6 +52,7 @@ from skylift.connectors.sqlserver_ddl import (
     swap,
     table_sql,
 )
+from skylift.connectors.sqlserver_lock import locked_for, trigger_sql
 from skylift.connectors.sqlserver_rows import read_rows
 from skylift.errors import CopyError, SetupError, SkyliftError, TargetFailed, Transient
 from skylift.losses import Losses
@@ -105,11 +106,13 @@ class SqlServerTarget:
         self.url = url
         self.losses = Losses()
         self.making_schemas = threading.Lock()
+        self.locked_for = ""                       # sqlserver_lock.py
         self.sessions: Pool[Session] = Pool(lambda: Session(url), TargetFailed, alive)
         with self.sessions.connection() as session:
             self.genuine = look(session, url).genuine
             if ledger:
                 _make_ledger(session, url)
+                self.locked_for = locked_for(session)
         self.loaders: Pool[Loader] = Pool(self._loader, TargetFailed, alive)
 
     def _loader(self) -> Loader:
@@ -193,12 +196,14 @@ class SqlServerTransaction:
         self._made: dict[TargetName, tuple[TargetName, Table]] = {}    # to take its place: hidden name, table
         self._waiting: list[str] = []              # statements that make hidden tables
         self._dropped: list[TargetName] = []
+        self._builds: set[TargetName] = set()      # of the made ones those that are to take another's place once they are whole
         self._keyed: set[TargetName] = set()       # of the made ones those that have their primary key
         self._touched: set[TargetName] = set()     # tables that the session has changed, and so locked
         self._session_block: Any = None
         self._session: Session | None = None       # in a transaction
         self._loader_block: Any = None
         self._loader: Loader | None = None         # in a transaction, of chunks only
+        self._before: dict[int, TargetName] | None = None              # the tables that were there before steps of an upgrade
         self._keys: tuple[pa.Table, TargetName] | None = None          # the last keys that were sent, and the hidden table with them
 
     # -------------------------------------------------------------- tables
@@ -218,7 +223,10 @@ class SqlServerTransaction:
         if build not in self._touched:
             with self._target.sessions.connection() as other:
                 self._target.build_key(other, build)
-        swap(session, {name: build}, self._target.genuine)
+        swap(session, {name: build}, self._target.genuine, self._locks([name]))
+
+    def _locks(self, names: Iterable[TargetName]) -> list[str]:
+        return trigger_sql(names, self._target.locked_for) if self._target.locked_for else []
 
     # -------------------------------------------------------------- rows
 
@@ -264,8 +272,15 @@ class SqlServerTransaction:
     # -------------------------------------------------------------- upgrade steps
 
     def execute(self, sql: str, params: Sequence[Any] = (), limit_s: float = 0) -> list[tuple]:
+        if self._target.locked_for and self._before is None:
+            self._before = self._user_tables()
         with self._begun().limited(limit_s):
             return self._run(sql, *params)
+
+    def _user_tables(self) -> dict[int, TargetName]:
+        """By their object ids."""
+        return {number: TargetName(schema, table) for number, schema, table in self._run(
+            "select object_id, schema_name(schema_id), name from sys.tables where name not like '[_]skylift[_]%'")}
 
     def standing(self, schema: str) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -284,6 +299,7 @@ class SqlServerTransaction:
 
     def begin_copy(self, build: TargetName, name: TargetName, copy_id: str, plan: CopyPlan) -> None:
         give_way(self._begun(), [name], self._target.genuine)
+        self._builds.add(build)
         _, table = self._made[build]
         self._made[build] = self._made[build][0], replace(table, key=())        # its key is built when the rows are there
         self._run("insert into dbo._skylift_copies (schema_name, table_name, copy_id, watermark, ranges, key_columns) "
@@ -330,7 +346,11 @@ class SqlServerTransaction:
             if name not in self._made:
                 self._run(f"drop table if exists {table_sql(name)}")
         if self._made:
-            swap(self._begun(), {name: hidden for name, (hidden, _) in self._made.items()}, self._target.genuine)
+            swap(self._begun(), {name: hidden for name, (hidden, _) in self._made.items()}, self._target.genuine,
+                 self._locks(self._made.keys() - self._builds))
+        if self._before is not None:
+            made = [name for number, name in self._user_tables().items() if number not in self._before and name not in self._made]
+            self._run("; ".join(["select 1", *self._locks(made)]))
         try:
             if self._loader:
                 self._loader.run("commit transaction")

@@ -93,8 +93,8 @@ class Context:
 
     def tables(self) -> list[str]:
         """The names (without company) of the tables that were copied and stand in the target."""
-        standing = self._transaction.standing(self._of.schema)
-        return [name for name, target in self._of.names.items() if target.table in standing]
+        standing = _standing(self._transaction, self._of.schema)
+        return [name for name, target in self._of.names.items() if same_name(target.table) in standing]
 
     def table(self, name: str) -> str:
         """The quoted SQL name of a table: its whole name, or the one without app id where only one table goes by it."""
@@ -156,7 +156,7 @@ def upgrade_company(target: Target, company: Company, packs: Sequence[Pack], cop
     at = _Place()
     try:
         with target.transaction() as transaction:
-            done = _tags(transaction, copy_id) if packs else {}
+            done = _tags(transaction, copy_id, target.dialect) if packs else {}
             todo = [(pack, step) for pack in packs for step in pack.steps
                     if step.scope == company.scope and (company.name, pack.name, step.id) not in done]
             refuse_edited(packs, done)
@@ -260,10 +260,11 @@ def _told(error: BaseException, at: _Place, limit_s: float) -> StepFailed:
 # -------------------------------------------------------------- tags and marks
 
 
-def _tags(transaction: Transaction, copy_id: str) -> dict[tuple[str, str, str], str]:
+def _tags(transaction: Transaction, copy_id: str, dialect: str) -> dict[tuple[str, str, str], str]:
     """(company, pack, step) -> checksum, of the steps that were done to this copy of the data."""
     if TAGS.table not in transaction.standing(""):
-        columns = ", ".join(f"{column} national character varying(400)" for column in _COLUMNS)
+        text = "nvarchar(400)" if dialect == "mssql" else "varchar(400)"
+        columns = ", ".join(f"{column} {text}" for column in _COLUMNS)
         transaction.execute(f"create table {transaction.table_sql(TAGS)} ({columns})")
     rows = transaction.execute(f"select {', '.join(_COLUMNS)} from {transaction.table_sql(TAGS)}")
     return {(company, pack, step): checksum for company, pack, step, checksum, copied in rows if copied == copy_id}
@@ -303,11 +304,11 @@ def verify(transaction: Transaction, company: Company, stop: Callable[[], bool])
 def _marks(transaction: Transaction, company: Company, stop: Callable[[], bool]) -> dict[TargetName, TableState]:
     """The ledger rows of the tables that hold something else now than was copied."""
     marks: dict[TargetName, TableState] = {}
-    standing = transaction.standing(company.schema)
+    standing = _standing(transaction, company.schema)
     for name, state in company.states.items():
         table = table_of(str(name), state.columns)
-        if not {transaction.column_sql(column) for column in table.schema.names} <= {
-                transaction.column_sql(column) for column in standing.get(name.table, ())}:
+        columns = {same_name(transaction.column_sql(column)) for column in table.schema.names}
+        if not columns <= standing.get(same_name(name.table), set()):
             marks[name] = replace(state, columns=mark_upgraded(state.columns, ""))
             continue
         if name in company.preserved:
@@ -316,6 +317,12 @@ def _marks(transaction: Transaction, company: Company, stop: Callable[[], bool])
         if found != state.digest:
             marks[name] = replace(state, columns=mark_upgraded(state.columns, str(found)))
     return marks
+
+
+def _standing(transaction: Transaction, schema: str) -> dict[str, set[str]]:
+    """The tables that stand there and their columns as SQL has them, in a spelling that is the same on servers that keep no capitals."""
+    return {same_name(table): {same_name(transaction.column_sql(column)) for column in columns}
+            for table, columns in transaction.standing(schema).items()}
 
 
 def _until(stop: Callable[[], bool], batches: Iterator[Any]) -> Iterator[Any]:
