@@ -107,8 +107,9 @@ def test_an_older_run_cannot_be_upgraded_and_a_diagnostic_one_is_no_newer(copied
 
     with pytest.raises(StateError, match="there is a newer run than this one"):
         copied.migration.run_data_upgrade(older.id)
-    with pytest.raises(StateError, match="this run does not wait for an upgrade"):
+    with pytest.raises(StateError, match="this run does not wait for an upgrade") as refused:
         copied.migration.run_data_upgrade(copied.runs[0].id)
+    assert refused.value.hint == f"name the one that does ({newer.id})"
     copied.migration.run_data_upgrade(newer.id)
 
 

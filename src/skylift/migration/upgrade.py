@@ -83,7 +83,8 @@ class UpgradeVerbs(Service):
                 raise StateError(f"marked, but not copied: {', '.join(uncopied)}", hint="run the replication, or leave them out",
                                  code="CompanyNotCopied")
             if run.status not in (RunStatus.UPGRADE_PENDING, RunStatus.UPGRADE_FAILED):
-                raise StateError("this run does not wait for an upgrade", hint="run the replication again", code="NotPending")
+                hint = f"name the one that does ({waiting.id})" if waiting else "run the replication again"
+                raise StateError("this run does not wait for an upgrade", hint=hint, code="NotPending")
             named = names_of(self, verb.row, packs)
             found, _ = find(self, verb.row, named)
             if again and named != verb.row["packs"].splitlines():
