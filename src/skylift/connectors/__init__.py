@@ -186,8 +186,10 @@ class Hashes(Protocol):
     A sum is modulo 2^64. Sums that differ prove nothing; then the rows are read back, and what was read decides.
     """
 
-    def of(self, table: Table) -> Callable[[pa.RecordBatch], int] | None:
-        """What works out of the rows of a batch what the database's hashes of them add up to; None where they have to be read back."""
+    def of(self, table: Table) -> Callable[[pa.RecordBatch], int | None] | None:
+        """What works out of the rows of a batch what the database's hashes of them add up to. None where they have to be read back: for
+        the table's types, or, in place of a sum, for the batch's values.
+        """
 
     def within(self, transaction: Transaction, tables: Mapping[TargetName, Table]) -> Mapping[TargetName, tuple[int, int]]:
         """Rows and sum of tables that were made in the transaction."""

@@ -13,6 +13,7 @@ read back, and what was read decides.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -22,9 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from skylift.connectors import Transaction
-from skylift.connectors.postgres import column_name
-from skylift.connectors.postgres_ddl import table_sql
-from skylift.connectors.postgres_load import column_type, on_the_wire
+from skylift.connectors.postgres_ddl import declares, table_sql
+from skylift.connectors.postgres_load import on_the_wire
 from skylift.connectors.sql import quote
 from skylift.model import ARROW, Table, TargetName
 
@@ -41,6 +41,14 @@ _LOW = 0xFFFFFFFF
 _BEGIN = 0x9E3779B9 + 3923095
 _US_TO_2000, _DAYS_TO_2000 = 946_684_800_000_000, 10_957
 _NONE = np.zeros(0, np.uint8)
+_DIGITS = 64                       # to the base 10,000, that are hashed here
+
+_MODIFIER = re.compile(r"\(.*?\)")
+# Types as they are declared, whose rows may pass as they stand. PostgreSQL's hash of `character` leaves spaces out.
+_UNKNOWN, _INT, _LONG, _DOUBLE, _BYTES, _NUMERIC = range(6)
+_NATIVE = {"boolean": _INT, "smallint": _INT, "integer": _INT, "date": _INT, "bigint": _LONG, "time without time zone": _LONG,
+           "timestamp without time zone": _LONG, "timestamp with time zone": _LONG, "double precision": _DOUBLE, "text": _BYTES,
+           "character varying": _BYTES, "bytea": _BYTES, "uuid": _BYTES, "numeric": _NUMERIC}
 _ROW = "_skylift_row"              # what a table is called where its rows are hashed
 
 
@@ -50,10 +58,13 @@ class PostgresHashes:
     def __init__(self, target: PostgresTarget) -> None:
         self._target = target
 
-    def of(self, table: Table) -> Callable[[pa.RecordBatch], int] | None:
-        """What adds up the hashes of a batch's rows; None where the server is too old, or rows pass without being looked into."""
-        if table.format != ARROW or not len(table.schema) or self._target.version < SINCE:
+    def of(self, table: Table) -> Callable[[pa.RecordBatch], int | None] | None:
+        """What adds up the hashes of a batch's rows; None where the server is too old, or has types whose hashes are not known here."""
+        if not len(table.schema) or self._target.version < SINCE:
             return None
+        if table.format != ARROW:
+            kinds = np.array([_NATIVE.get(_MODIFIER.sub("", kind), _UNKNOWN) for kind in declares(table).values()], np.int64)
+            return None if _UNKNOWN in kinds else lambda batch: native_sum_of(batch, kinds)
         wire = on_the_wire(table.schema)
         return lambda batch: sum_of(batch if batch.schema.types == wire.types else batch.cast(wire))
 
@@ -82,7 +93,7 @@ class PostgresHashes:
 
 
 def _sums(table: Table) -> str:
-    signs = [f"{_ROW}.{quote(column_name(f.name))} < 0" for f in table.schema if (column_type(f.type) or "").startswith("numeric")]
+    signs = [f"{_ROW}.{quote(column)} < 0" for column, kind in declares(table).items() if kind.startswith("numeric")]
     hashed = f"row({_ROW}, {', '.join(signs)})" if signs else _ROW
     return f"count(*), sum(hash_record_extended(row(int8send(hash_record_extended({hashed}, 0))), 0))"
 
@@ -98,10 +109,19 @@ def sum_of(batch: pa.RecordBatch) -> int:
     return int(_finish(rows))
 
 
+def native_sum_of(batch: pa.RecordBatch, kinds: np.ndarray) -> int | None:
+    """Of rows as they stand in binary COPY, whose columns are of these kinds; None where there is a number of very many digits."""
+    _, ends, data = batch.column(0).buffers()
+    bounds = np.frombuffer(ends, np.int32)[batch.column(0).offset:batch.column(0).offset + batch.num_rows + 1].astype(U)
+    known, total = _sum_native(_read_only(np.frombuffer(data, np.uint8) if data else _NONE), bounds, kinds)
+    return int(total) if known else None
+
+
 def warm_up() -> None:
     """Compile the loops, or load them."""
     kinds = (pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.decimal128(5, 2), pa.uuid())
     sum_of(pa.RecordBatch.from_arrays([pa.nulls(1, kind) for kind in kinds], names=[str(kind) for kind in kinds]))
+    native_sum_of(pa.RecordBatch.from_arrays([pa.array([b"\0\1\xff\xff\xff\xff"])], names=["row"]), np.array([_INT]))
 
 
 def _add(rows: np.ndarray, column: pa.Array) -> None:
@@ -237,25 +257,27 @@ def _add_ints(rows, values, shift, valid, offset):
 @nb.njit(nogil=True, cache=True)
 def _add_longs(rows, values, shift, valid, offset):
     for i in range(rows.shape[0]):
-        value = U(0)
-        if not _is_null(valid, i + offset):
-            whole = values[i] - shift
-            high = whole >> U(32)
-            value = _hash_uint32((whole & U(_LOW)) ^ (high if whole >> U(63) == U(0) else high ^ U(_LOW)))
+        value = U(0) if _is_null(valid, i + offset) else _hash_long(values[i] - shift)
         rows[i] = rows[i] * U(31) + value
+
+
+@nb.njit(nogil=True, cache=True)
+def _hash_double(word, eight):
+    """`eight`: room for its bytes."""
+    if word << U(1) == U(0):                       # zero, also a negative one
+        return U(0)
+    if word & U(0x7FFFFFFFFFFFFFFF) > U(0x7FF0000000000000):      # every NaN is the same
+        word = U(0x7FF8000000000000)
+    for k in range(8):
+        eight[k] = word >> U(8 * k) & U(255)
+    return _hash_bytes(eight, U(0), U(8))
 
 
 @nb.njit(nogil=True, cache=True)
 def _add_floats(rows, values, valid, offset):
     eight = np.empty(8, np.uint8)
     for i in range(rows.shape[0]):
-        value, word = U(0), values[i]
-        if not _is_null(valid, i + offset) and word << U(1) != U(0):      # zero, also a negative one, has the hash 0
-            if word & U(0x7FFFFFFFFFFFFFFF) > U(0x7FF0000000000000):      # every NaN is the same
-                word = U(0x7FF8000000000000)
-            for k in range(8):
-                eight[k] = word >> U(8 * k) & U(255)
-            value = _hash_bytes(eight, U(0), U(8))
+        value = U(0) if _is_null(valid, i + offset) else _hash_double(values[i], eight)
         rows[i] = rows[i] * U(31) + value
 
 
@@ -289,8 +311,39 @@ def _divided(high, low, by):
 
 
 @nb.njit(nogil=True, cache=True)
+def _hash_digits(digits, count, lowest):
+    """Of `count` digits to the base 10,000, the least significant first, whose place is `lowest`: most significant first, without zeros at
+    either end, and the place of the first of them."""
+    while count > 0 and digits[count - 1] == U(0):
+        count -= 1
+    if count == 0:
+        return U(0xFFFFFFFFFFFFFFFF)
+    first = 0
+    while digits[first] == U(0):
+        first += 1
+    weight = lowest + count - 1
+    a = b = c = (U(_BEGIN) + U(2 * (count - first))) & U(_LOW)
+    while count - first >= 6:
+        a, b, c = _mix((a + (digits[count - 1] | digits[count - 2] << U(16))) & U(_LOW),
+                       (b + (digits[count - 3] | digits[count - 4] << U(16))) & U(_LOW),
+                       (c + (digits[count - 5] | digits[count - 6] << U(16))) & U(_LOW))
+        count -= 6
+    left = count - first
+    if left > 0:
+        a += digits[count - 1]
+    if left > 1:
+        a += digits[count - 2] << U(16)
+    if left > 2:
+        b += digits[count - 3]
+    if left > 3:
+        b += digits[count - 4] << U(16)
+    if left > 4:
+        c += digits[count - 5] << U(8)
+    return _final(a & U(_LOW), b & U(_LOW), c & U(_LOW)) ^ U(np.int64(weight))
+
+
+@nb.njit(nogil=True, cache=True)
 def _add_numerics(rows, words, scale, valid, offset):
-    """The value's digits to the base 10,000, most significant first, without zeros at either end, and the place of the first (weight)."""
     digits = np.zeros(16, U)
     odd, places = scale % 4, (scale + 3) // 4
     for i in range(rows.shape[0]):
@@ -321,42 +374,88 @@ def _add_numerics(rows, words, scale, valid, offset):
                 digits[count + 1] = rest // U(10_000)
                 digits[count] = rest - digits[count + 1] * U(10_000)
                 count += 2
-            while digits[count - 1] == U(0):
-                count -= 1
-            first = 0
-            while digits[first] == U(0):
-                first += 1
-            weight = count - 1 - places
-            a = b = c = (U(_BEGIN) + U(2 * (count - first))) & U(_LOW)
-            while count - first >= 6:
-                a, b, c = _mix((a + (digits[count - 1] | digits[count - 2] << U(16))) & U(_LOW),
-                               (b + (digits[count - 3] | digits[count - 4] << U(16))) & U(_LOW),
-                               (c + (digits[count - 5] | digits[count - 6] << U(16))) & U(_LOW))
-                count -= 6
-            left = count - first
-            if left > 0:
-                a += digits[count - 1]
-            if left > 1:
-                a += digits[count - 2] << U(16)
-            if left > 2:
-                b += digits[count - 3]
-            if left > 3:
-                b += digits[count - 4] << U(16)
-            if left > 4:
-                c += digits[count - 5] << U(8)
-            value = _final(a & U(_LOW), b & U(_LOW), c & U(_LOW)) ^ U(np.int64(weight))
+            value = _hash_digits(digits, count, -places)
         rows[i] = rows[i] * U(31) + value
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _hash_hash(h):
+    """Of a hash as int8send writes it: eight bytes, most significant first."""
+    begin = U((_BEGIN + 8) & _LOW)
+    h = (h & U(0x00FF00FF00FF00FF)) << U(8) | h >> U(8) & U(0x00FF00FF00FF00FF)
+    h = (h & U(0x0000FFFF0000FFFF)) << U(16) | h >> U(16) & U(0x0000FFFF0000FFFF)
+    return _final((begin + (h >> U(32))) & U(_LOW), (begin + (h & U(_LOW))) & U(_LOW), begin)
 
 
 @nb.njit(nogil=True, cache=True)
 def _finish(rows):
-    """The sum of the hashes of the hashes, as eight bytes, most significant first."""
-    total, begin = U(0), U((_BEGIN + 8) & _LOW)
+    total = U(0)
     for h in rows:
-        h = (h & U(0x00FF00FF00FF00FF)) << U(8) | h >> U(8) & U(0x00FF00FF00FF00FF)
-        h = (h & U(0x0000FFFF0000FFFF)) << U(16) | h >> U(16) & U(0x0000FFFF0000FFFF)
-        total += _final((begin + (h >> U(32))) & U(_LOW), (begin + (h & U(_LOW))) & U(_LOW), begin)
+        total += _hash_hash(h)
     return total
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _hash_long(whole):
+    high = whole >> U(32)
+    return _hash_uint32((whole & U(_LOW)) ^ (high if whole >> U(63) == U(0) else high ^ U(_LOW)))
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _big_endian(data, p, size):
+    word = U(0)
+    for k in range(size):
+        word = word << U(8) | U(data[p + U(k)])
+    return word
+
+
+@nb.njit(nogil=True, cache=True)
+def _sum_native(data, ends, kinds):
+    """(whether all is known, sum of the hashes) of rows: a count of fields, each its length (-1 = null) and its bytes, big-endian."""
+    digits, eight, total = np.zeros(_DIGITS, U), np.empty(8, np.uint8), U(0)
+    for i in range(ends.shape[0] - 1):
+        p = ends[i]
+        if _big_endian(data, p, 2) != U(kinds.shape[0]):
+            return False, U(0)
+        p += U(2)
+        h = signs = U(0)
+        scale = U(1)
+        for column in range(kinds.shape[0]):
+            kind, length = kinds[column], _big_endian(data, p, 4)
+            p += U(4)
+            value = sign = U(0)
+            if length != U(_LOW):
+                if p + length > ends[i + 1]:
+                    return False, U(0)
+                if kind == _BYTES:
+                    value = _hash_bytes(data, p, p + length)
+                elif kind == _INT:
+                    word = _big_endian(data, p, length)
+                    if length == U(2) and word >= U(0x8000):
+                        word |= U(0xFFFF0000)
+                    value = _hash_uint32(word)
+                elif kind == _LONG:
+                    value = _hash_long(_big_endian(data, p, 8))
+                elif kind == _DOUBLE:
+                    value = _hash_double(_big_endian(data, p, 8), eight)
+                else:
+                    count, special = _big_endian(data, p, 2), _big_endian(data, p + U(4), 2)
+                    if count > U(_DIGITS):
+                        return False, U(0)
+                    weight = np.int64(_big_endian(data, p + U(2), 2))
+                    weight -= 0x10000 if weight >= 0x8000 else 0
+                    if special in (U(0), U(0x4000)):           # else infinite or no number: 0
+                        for k in range(count):
+                            digits[count - U(1) - U(k)] = _big_endian(data, p + U(8) + U(2) * U(k), 2)
+                        value = _hash_digits(digits, np.int64(count), weight - np.int64(count) + 1)
+                    sign = _hash_uint32(U(1) if special in (U(0x4000), U(0xF000)) else U(0))
+                p += length
+            h = h * U(31) + value
+            if kind == _NUMERIC:
+                signs = signs * U(31) + sign
+                scale *= U(31)
+        total += _hash_hash(h * scale + signs)
+    return True, total
 
 
 @nb.njit(nogil=True, cache=True)

@@ -140,7 +140,7 @@ class HashedStream:
     `target_sum`: of the target's own hashes of these rows, where `target_hash` works them out; None else.
     """
 
-    def __init__(self, batches: Iterable[pa.RecordBatch], target_hash: Callable[[pa.RecordBatch], int] | None = None) -> None:
+    def __init__(self, batches: Iterable[pa.RecordBatch], target_hash: Callable[[pa.RecordBatch], int | None] | None = None) -> None:
         self._batches = batches
         self._target_hash = target_hash
         self.digest = Digest()
@@ -152,7 +152,8 @@ class HashedStream:
             self.digest += digest(batch)
             self.size_bytes += batch.nbytes
             if self._target_hash is not None and self.target_sum is not None:
-                self.target_sum = (self.target_sum + self._target_hash(batch)) % 2**64
+                found = self._target_hash(batch)
+                self.target_sum = None if found is None else (self.target_sum + found) % 2**64
             yield batch
             del batch
 
