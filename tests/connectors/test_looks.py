@@ -131,7 +131,7 @@ def test_who_has_exactly_the_printed_rights_lacks_none(tmp_path, migration):
         source, target = shop(kind, tmp_path / kind), labs.TARGETS["postgres"](tmp_path)
         with login(source, "source") as source_url, login(target, "target") as target_url:
             rows = findings_of(migration, source_url, target_url)
-        assert {code for code, *_ in rows} <= {"FeedKeepsLog"}
+        assert {code for code, *_ in rows} <= {"FeedKeepsLog", "Space"}
 
 
 @pytest.mark.parametrize(("revoked", "found"), [
@@ -224,7 +224,8 @@ def test_the_columns_of_a_preserved_table_are_compared_and_real_lengths_decide(t
 
     (quick, scanned), harmless = preserved(source, target)
 
-    assert {key: remark.severity for key, remark in quick.items()} == {("50011", "short"): B, ("50011", "long"): B, ("50005", "n"): B}
+    assert {key: remark.severity for key, remark in quick.items()} == {("50011", "short"): B, ("50011", "long"): B, ("50005", "n"): B,
+                                                                           ("Space", ""): I}
     assert "source NVARCHARTEXT(50), target character varying(3)" in quick["50011", "long"].message
     assert harmless == {("", "t", "short")}
     assert {key: (remark.severity, remark.count) for key, remark in scanned.items()} == {
@@ -237,7 +238,7 @@ def test_values_that_one_database_holds_and_another_does_not_are_counted_by_colu
     nul = labs.SqliteLab(tmp_path)
     nul.execute("create table t (id INTEGER PRIMARY KEY, v TEXT)", insert("t", [(1, "a\0"), (2, "b"), (3, "\0")]))
     rows = findings_of(migration, nul.url, postgres.url, with_scan=True)
-    assert [(key, row.count, row.severity) for key, row in rows.items()] == [(("Nul", "t", "v"), 2, B)]
+    assert [(key, row.count, row.severity) for key, row in rows.items()] == [(("Space", "", ""), 0, I), (("Nul", "t", "v"), 2, B)]
     assert findings_of(migration, nul.url, duck.url, with_scan=True) == {}      # DuckDB holds it
 
     source = labs.SOURCES["postgres"](tmp_path)
@@ -247,7 +248,8 @@ def test_values_that_one_database_holds_and_another_does_not_are_counted_by_colu
     rows = findings_of(migration, source.url, duck.url, with_scan=True)
     assert {key: row.count for key, row in rows.items() if row.scanned} == {
         ("NaN", "t", "n"): 1, ("Infinity", "t", "d"): 2, ("50011", "keyed", "d"): 0}
-    assert findings_of(migration, source.url, postgres.url, with_scan=True).keys() <= {("FeedKeepsLog", "", "")}     # it passes as it is
+    assert findings_of(migration, source.url, postgres.url, with_scan=True).keys() <= {
+        ("FeedKeepsLog", "", ""), ("Space", "", "")}   # it passes as it is
 
     zero = labs.SOURCES["mysql"](tmp_path)
     zero.execute("set sql_mode = ''", "create table t (id int primary key, d date)",
@@ -441,3 +443,24 @@ def test_times_and_numbers_that_sql_server_does_not_hold_are_counted(monkeypatch
     assert {key: (row.count, row.severity) for key, row in rows.items() if row.scanned} == {
         ("NaN", "t", "d"): (1, B), ("Infinity", "t", "d"): (1, B), ("Ticks", "t", "fine"): (1, B), ("50011", "early", "d"): (0, B)}
     assert "outside of the years 1 to 9999" in rows["50011", "early", "d"].message
+
+
+# ------------------------------------------------------------------ what is compared otherwise, what is not told
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("sqlite", "nocase"), ("mysql", "utf8mb4_general_ci")])
+def test_a_key_that_is_compared_without_regard_to_case_is_told(kind, rule, tmp_path):
+    source = labs.SOURCES[kind](tmp_path)
+    source.execute(f"create table codes (code varchar(20) collate {rule} not null, note varchar(20) collate {rule}, primary key (code))",
+                   source.ddl("numbers", {"id": "int"}, ("id",)), source.ddl("exact", {"code": "text"}, ("code",)))
+    with closing(look_at_source(source.url)) as seen:
+        found = [(r.table, r.column, r.severity) for r in seen.remarks(seen.source.tables()) if r.code == "Collation"]
+    assert found == [("codes", "code", I)]
+
+
+def test_the_room_that_is_needed_is_told_where_the_server_does_not_tell_what_is_free(tmp_path, migration):
+    source, target = labs.SqliteLab(tmp_path), labs.PostgresTargetLab(tmp_path)
+    source.execute(source.ddl("t", COLUMNS, ("id",)), insert("t", [(1, "a", "2026-01-01 00:00:00.000", b"x")]))
+    outcome = outcome_of(migration, source.url, target.url)
+    [found] = [item.remark for item in outcome.found if item.remark.code == "Space"]
+    assert found.severity is I and "does not tell" in found.message and "MB" in found.fix

@@ -31,6 +31,14 @@ class Remark:
     count: int = 0                  # of rows or values, 0 = not counted
 
 
+def folded(table: str, column: str, rule: str) -> Remark:
+    """Of a column of a key that the source compares otherwise than by its characters."""
+    return Remark("Collation", Severity.INFORMATION, f"the source compares this column of the key by {rule}, which takes for equal what "
+                  "PostgreSQL, DuckDB and lakes tell apart (such as upper and lower case): there, joins and look-ups find only the very "
+                  "same text, and a new row may have a key that the source would refuse",
+                  "spell the values alike wherever rows refer to them, or have queries compare lower()", table, column)
+
+
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Which feed of changes `Source.track` would give a table."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.engine import URL
 
 from skylift.connectors import SWEEP
-from skylift.connectors.looks import Forecast, Remark, SourceLook
+from skylift.connectors.looks import Forecast, Remark, SourceLook, folded
 from skylift.connectors.mysql import MySqlSource, open_source
 from skylift.connectors.mysql_connection import is_mariadb, quote, run, texts, told
 from skylift.connectors.mysql_log import READ_ONLY, TABLES, is_replica
@@ -66,9 +66,10 @@ class MySqlLook:
         self._account = f"'{name}'@'{host}'"
 
     def remarks(self, tables: Sequence[Table]) -> list[Remark]:
+        found = self._folded(tables)
         if not self._rights.certain:
-            return []
-        found = [self._missing(right, table.name, Severity.BLOCKING, table.path)
+            return found
+        found += [self._missing(right, table.name, Severity.BLOCKING, table.path)
                  for right in ("SELECT",) for table in tables if not self._rights.has(right, table.name)]
         if self._to_be_written:
             found += [self._missing("TRIGGER", table.name, Severity.WARNING, table.path)
@@ -76,6 +77,14 @@ class MySqlLook:
             found += [self._missing(right, log, Severity.WARNING) for log in TABLES for right in _LOG_RIGHTS
                       if not self._rights.has(right, log)]
         return found
+
+    def _folded(self, tables: Sequence[Table]) -> list[Remark]:
+        keys = {(table.name, column): table.path for table in tables for column in table.key}
+        with self.source.connection() as c:
+            rows = texts(run(c, "select table_name, column_name, collation_name from information_schema.columns where table_schema = "
+                                "database() and collation_name not like '%%\\_bin' and collation_name not like '%%\\_cs' and"
+                                " collation_name not in ('binary', 'utf8mb4_0900_bin') order by 1, ordinal_position"))
+        return [folded(keys[name, column], column, rule) for name, column, rule in rows if (name, column) in keys]
 
     def _missing(self, right: str, table: str, severity: Severity, path: str = "") -> Remark:
         place = f"{quote(self.source.name)}.{quote(table)}".replace("%%", "%")

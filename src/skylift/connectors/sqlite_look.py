@@ -15,13 +15,18 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from skylift.connectors import STATE
-from skylift.connectors.looks import Forecast, Remark, SourceLook
+from skylift.connectors.looks import Forecast, Remark, SourceLook, folded
 from skylift.connectors.sqlite import SqliteSource, open_source
 from skylift.model import Table
 from skylift.runs import Severity
 
 _KEYED = """select t.name, group_concat(c.name, ', ') from pragma_table_list t join pragma_table_xinfo(t.name) c
 where t.schema = 'main' and t.type = 'table' and c.pk > 0 group by 1"""
+
+# A key's index says by which rule it compares; the key of an ordinary integer has none, and needs none.
+_FOLDED = """select t.name, x.name, x.coll from pragma_table_list t join pragma_index_list(t.name) l join pragma_index_xinfo(l.name) x
+where t.schema = 'main' and t.type = 'table' and l.origin = 'pk' and x.key and upper(x.coll) <> 'BINARY' and x.name is not null
+order by 1, 2"""
 
 
 def look_at_source(url: URL) -> SourceLook:
@@ -57,6 +62,8 @@ class SqliteLook:
         found += [Remark("NullKey", Severity.WARNING, f"rows have NULL in the primary key ({columns}), so it tells no rows apart",
                          "give these rows a key at the source", without[name])
                   for name, columns in self.source.query(_KEYED) if name in without]
+        paths = {table.name: table.path for table in tables}
+        found += [folded(paths[name], column, rule) for name, column, rule in self.source.query(_FOLDED) if name in paths]
         return found
 
     def feeds(self, tables: Sequence[Table]) -> Mapping[str, Forecast]:

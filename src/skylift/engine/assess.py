@@ -211,6 +211,10 @@ def _schema(task: CopyTask, found: Iterable[Difference]) -> Iterator[Found]:
 
 def _space(tasks: Sequence[CopyTask], target: TargetLook) -> Iterator[Found]:
     needed, free = sum(task.table.size_bytes or 0 for task in tasks), target.free_bytes()
+    if free is None and needed:
+        yield Found(Remark("Space", Severity.INFORMATION, f"the source holds about {needed / 2**20:,.1f} MB; the target does not tell how "
+                           "much is free there", f"see to it that {needed * SPACE / 2**20:,.1f} MB are: a table stands beside the one that "
+                           "it replaces"))
     if free is not None and needed * SPACE > free:
         severity = Severity.BLOCKING if needed > free else Severity.WARNING
         yield Found(Remark("Space", severity, f"the source holds about {needed / 2**20:,.0f} MB, and {free / 2**20:,.0f} MB are free at "
