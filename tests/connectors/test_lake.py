@@ -64,7 +64,9 @@ def test_readers_see_the_old_rows_or_the_new_ones_whenever_they_look(source, tar
 
     reader = threading.Thread(target=look)
     reader.start()
-    for run in range(1, 13):
+    for run in range(1, 200):
+        if run > 12 and len(seen) > 5:                 # on a fast disk runs are over before anybody has looked
+            break
         source.execute(f"update t set v = {run}")
         successful(migrate(source.url, target.url, f"c{run}", chunk_rows=300, full=run % 2 == 0))
     stop.set()
@@ -146,13 +148,13 @@ def test_a_run_killed_at_every_single_step_leaves_readers_and_log_in_agreement_a
                    source.ddl("b", {"x": "text"}), insert("b", [("y",)]))
     migrate(source.url, anywhere.url, "first", chunk_rows=200)
     tables = {name: open_source(source.url).tables()[i] for i, name in enumerate(("a", "b", "big"))}
-    steps = 0
+    steps, new = 0, {name: anywhere.rows(name) for name in tables}
     remote = anywhere.url.count("+s3")
     for kind in range(2):                              # changes; changes and a full copy
         ended, steps_here = False, 0
         while not ended:
             steps_here += 1 + 4 * remote               # a server takes longer: every fifth step
-            old = {name: anywhere.rows(name) for name in tables}
+            old = new
             source.execute(f"update big set name = 'k{kind} s{steps_here}' where line % 7 = {steps_here % 7}",
                            "delete from big where line = (select max(line) from big)", f"update a set name = 'k{kind} s{steps_here}'",
                            insert("b", [(f"k{kind} s{steps_here}",)]), insert("big", simple(10_000 * (kind + 1) + steps_here, 1)))
