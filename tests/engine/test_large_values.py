@@ -34,17 +34,33 @@ def copy(source_url, target_url):
 ])
 def test_values_of_50_mb_arrive_in_bounded_memory(source_kind, target_kind, tmp_path):
     source, target = SOURCES[source_kind](tmp_path), TARGETS[target_kind](tmp_path)
-    rows = [(i, os.urandom(size)) for i, size in enumerate(SIZES)]
     source.execute(source.ddl("t", {"id": "int", "v": "blob"}, ("id",)))
-    source.execute(insert("t", rows))
+    source.execute(insert("t", [(i, os.urandom(size)) for i, size in enumerate(SIZES)]))
 
+    assert_bounded(source, target, len(SIZES))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell a program's peak of memory")
+@pytest.mark.parametrize("target_kind", ["parquet", "duckdb"])
+def test_a_large_value_now_and_then_takes_no_more(target_kind, tmp_path):
+    """Twelve of 50 MB among 2,400 rows, so that a chunk of small ones may have several."""
+    source, target = SOURCES["sqlite"](tmp_path), TARGETS[target_kind](tmp_path)
+    source.execute(source.ddl("t", {"id": "int", "v": "blob"}, ("id",)))
+    for first in range(0, 2400, 200):
+        source.execute(insert("t", [(i, os.urandom(50 * 2**20 if i == first + 100 else 10_000)) for i in range(first, first + 200)]))
+
+    assert_bounded(source, target, 2400)
+
+
+def assert_bounded(source, target, rows):
     done = subprocess.run([sys.executable, "-m", "tests.engine.test_large_values", source.url, target.url], capture_output=True, text=True,
                           check=False)
 
     assert done.returncode == 0, done.stderr
     taken = json.loads(done.stdout.splitlines()[-1])
-    print(f"{source_kind} -> {target_kind}: {taken['peak_mb']:.0f} MB")
-    assert taken["rows"] == len(SIZES) and taken["peak_mb"] < MOST_MB
+    print(f"{source.url} -> {target.url}: {taken['peak_mb']:.0f} MB")
+    assert taken["rows"] == rows and taken["peak_mb"] < MOST_MB
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from skylift.model import ARROW, Chunk, CopyTask, Digest, KeyRange, Progress, Ta
 from skylift.runs import TableStatus
 
 CHUNK_BYTES = 256 * 2**20
-LARGE_ROW_BYTES = 2 * 2**20         # a table whose rows are larger on average goes in smaller chunks, one at a time: each value is held
-LARGE_CHUNK_BYTES = 32 * 2**20      # several times on its way, and some targets hold those of a transaction together
+LARGE_ROW_BYTES = 2**17             # a table whose rows are larger on average goes in smaller chunks, one at a time: each value is held
+LARGE_CHUNK_BYTES = 16 * 2**20      # several times on its way, and some targets hold those of a transaction together
 SWEPT_SHARE = 0.1                   # of a table's rows in differing buckets, above which a sweep gives way to a full copy
 SWEPT_ROWS = 10_000                 # but so many are always swept
 
