@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests import servers
 
 MEMORY_DISK = "/dev/shm"
-ROOM = 6 * 2**30                  # of a suite on a few workers: each test's files go when it has passed
+ROOM = 12 * 2**30                 # a suite leaves 5 GB, and the one before it is kept
 
 
 def pytest_configure() -> None:

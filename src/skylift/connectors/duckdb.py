@@ -243,7 +243,9 @@ class DuckDBTransaction:
             large = 0                              # bytes of large values, which the commit has in memory together
             try:
                 for batch in batches:
-                    large += batch.nbytes if batch.nbytes > LARGE_ROW * batch.num_rows else 0
+                    if batch.nbytes > LARGE_ROW * batch.num_rows:
+                        large += batch.nbytes
+                        self._memory.keep_room(batch.nbytes)
                     self._memory.at_least(columns + LARGE_VALUES * batch.nbytes + large)
                     yield batch
                     del batch

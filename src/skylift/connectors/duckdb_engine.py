@@ -130,6 +130,11 @@ class Memory:
                 self._lower_to(self._idle + self._taken)
             self._freed.notify_all()
 
+    def keep_room(self, size: int) -> None:
+        """For values of that size together: a commit may write the log into the file, and then has such a value in memory once more."""
+        with self._freed:
+            self._idle = max(self._idle, IDLE + size)
+
     def allow_more(self) -> bool:
         """After work that its limit was too low for: whether it may be tried again, with twice as much."""
         with self._freed:
@@ -162,6 +167,9 @@ class Share:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self.taken = 0
+
+    def keep_room(self, size: int) -> None:
+        self._memory.keep_room(size)
 
     def at_least(self, size: int) -> None:
         if size > self.taken:
