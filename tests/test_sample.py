@@ -104,6 +104,16 @@ def test_changes_are_as_many_as_asked_and_as_told(sample):
     assert sum(map(sum, done.values())) == 1000
 
 
+def test_rows_that_somebody_has_added_are_left_alone(sample):
+    with closing(sqlite3.connect(sample)) as database, database:
+        names = [name for _, name, *_ in database.execute(f"pragma table_info({CUSTOMERS})")]
+        columns = ", ".join(f'"{name}"' for name in names if name not in ("No_", "timestamp"))
+        database.execute(f"insert into {CUSTOMERS} (No_, timestamp, {columns}) select 'ZNEW2', -1, {columns} from {CUSTOMERS} limit 1")
+
+    assert sum(map(sum, change_sample(sample, 200).values())) == 200
+    assert query(sample, f"select count(*) from {CUSTOMERS} where No_ = 'ZNEW2'") == [(1,)]
+
+
 def test_changing_more_than_there_is_empties_and_refills(tmp_path):
     create_sample(tmp_path / "small.db", companies=1, rows=5, tables=1)
 

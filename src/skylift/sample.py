@@ -338,7 +338,8 @@ def _change(database: sqlite3.Connection, spec: Spec, company: str, values: _Val
     """Change `changes` rows of one table. A customer and its companion row stay a pair: same keys, same choice."""
     table, [key] = _quote(spec.sql(company)), map(_quote, spec.key)
     numbered = dict(spec.typed())[spec.key[0]] == "id"
-    [ends] = database.execute(f"select min({key}), max({key}) from {table}")
+    own = "" if numbered else f" where {key} glob 'K[0-9][0-9][0-9][0-9][0-9][0-9][0-9]'"      # others have been added by hand
+    [ends] = database.execute(f"select min({key}), max({key}) from {table}{own}")
     low, high = (end if numbered else int(end[1:]) for end in ends) if ends[0] is not None else (1, 0)
     random = Random(f"{values.seed} {company}")
     [(existing,)] = database.execute(f"select count(*) from (select 1 from {table} limit ?)", (changes,))

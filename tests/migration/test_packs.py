@@ -342,6 +342,15 @@ def test_a_pack_is_for_its_product_and_versions(tmp_path):
 
 
 
+def test_a_named_pack_for_other_versions_is_refused_before_anything_is_upgraded(copied):
+    before = copied.dump()
+
+    with pytest.raises(SetupError, match=r"for sources before 24\.0, and this one is 2") as refused:
+        copied.migration.run_data_upgrade(packs=["number-series"])
+
+    assert refused.value.code == "PackProduct" and copied.dump() == before
+
+
 def test_a_pack_changes_a_table_that_a_mapping_has_made(ready, tmp_path):
     rental = next(app.id for app in ready.migration.select(App, Query()) if app.name == "Rental")
     ready.migration.create_mapping({"app_id": rental, "table_name": "New Note", "source_table_name": "Legacy Note"})

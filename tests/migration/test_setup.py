@@ -383,8 +383,11 @@ def test_after_a_change_of_target_nothing_is_replaced_that_another_migration_has
     assert ledger(tmp_path / "theirs.duckdb") == held
     found = record(moved.migration, assess(moved.migration, sides_of(moved.migration)))
     assert {finding.code for finding in found if finding.severity is Severity.BLOCKING} == {"TargetInUse"}
-    with pytest.raises(StateError, match="TargetInUse"):
+    with pytest.raises(StateError, match="TargetInUse") as blocked:
         moved.run()
+    assert "accept" not in blocked.value.hint
+    with pytest.raises(SetupError, match="cannot be accepted"):
+        moved.migration.accept_findings("TargetInUse", "it is ours")
     move(mine)
     assert mine.run().status is RunStatus.UPGRADE_PENDING
 

@@ -25,7 +25,7 @@ from skylift.engine.pace import Estimate, estimate
 from skylift.engine.plan import Plan, lay_out, of_companies
 from skylift.errors import CopyError, NotFound, SetupError, SkyliftError, StateError, Transient, redact
 from skylift.losses import Losses
-from skylift.migration.blocking import own_tables
+from skylift.migration.blocking import NEVER_ACCEPTED, own_tables
 from skylift.migration.changes import note
 from skylift.migration.mappings import all_mappings
 from skylift.migration.service import Service, Verb, get_migration, get_row
@@ -325,6 +325,8 @@ def _accept(verb: Verb, found: list[Finding], reason: str) -> None:
     if not reason.strip():
         raise SetupError("a reason is missing", hint="say why it may stay as it is (skylift assess --accept NAME --reason TEXT)",
                          code="ReasonMissing")
+    if refused := next((finding for finding in found if finding.code in NEVER_ACCEPTED), None):
+        raise SetupError(f"{refused.code} cannot be accepted: a run refuses it all the same", hint=refused.fix, code="NotAcceptable")
     ids = [finding.id for finding in found]
     note(verb.connection, Finding, ids)
     verb.connection.execute(findings.update().where(findings.c.id.in_(ids)).values(

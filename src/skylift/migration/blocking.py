@@ -16,6 +16,7 @@ from skylift.store import to_row
 from skylift.store.tables import assessments, findings, migration, registry, run_tables, runs, source_companies
 
 NAMED = 3                         # findings that a refusal names
+NEVER_ACCEPTED = {"TargetInUse"}  # a run looks again, and refuses
 
 
 def has_copied(connection: sa.Connection, target_url: str) -> bool:
@@ -38,9 +39,10 @@ def refuse_blocked(service: Service, verb: Verb, meant: Callable[[tuple[str, str
     """Raises StateError AssessmentBlocked for blocking findings about what takes part, and of it about what is `meant`."""
     if found := [finding for finding in blocking(service, verb.connection) if meant((finding.company_name, finding.table_name))]:
         more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        accept = "" if found[0].code in NEVER_ACCEPTED else (
+            f", or accept it: skylift assess --accept '{name_of(found[0])}' --reason TEXT; API v2.0: accept of findings")
         raise StateError(f"the assessment has found what stands in the way: {'; '.join(map(told, found[:NAMED]))}{more}",
-                         hint="mend it and assess again (skylift assess), leave the table out (skylift tables --exclude NAME), or accept "
-                         f"it: skylift assess --accept '{name_of(found[0])}' --reason TEXT; API v2.0: accept of findings",
+                         hint=f"mend it and assess again (skylift assess), leave the table out (skylift tables --exclude NAME){accept}",
                          code="AssessmentBlocked")
 
 

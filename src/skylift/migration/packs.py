@@ -16,14 +16,14 @@ from skylift.upgrades.pack import Pack, find_packs
 def names_of(service: Service, row: Mapping[str, Any], packs: Sequence[str] | None) -> list[str]:
     """`packs`, or where there are none given those of the upgrade that has failed, else those of the settings.
 
-    Raises SetupError for one that is given, and for another product.
+    Raises SetupError for one that is given, and for another product or source version.
     """
     if packs is None:
         return row["packs"].splitlines() if row["state"] is MigrationState.UPGRADE_FAILED else service.settings.packs.split()
     for pack in find_packs(packs, service.settings.home):
-        if pack.products and row["product_id"] not in pack.products:
-            raise SetupError(f"upgrade {pack.why_not(row['product_id'], '')}", code="PackProduct",
-                             hint="leave it out; the key `product` of a pack's pack.toml says what it is for")
+        if why := pack.why_not(row["product_id"], row["source_version"]):
+            raise SetupError(f"upgrade {why}", code="PackProduct",
+                             hint="leave it out; the keys `product`, `from` and `to` of a pack's pack.toml say what it is for")
     return list(packs)
 
 

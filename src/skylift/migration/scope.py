@@ -56,7 +56,9 @@ def look_up(verb: Verb, scope: Scope) -> Part:
         if missing := sorted(name for name, keys in found.items() if not keys):
             raise NotFound(f"the source has no table {some(f'{name!r}' for name in missing)}", code="TableNotFound",
                            hint="skylift tables lists them; a name is written without the company before it")
-        part = Part(companies, frozenset(key for keys in found.values() for key in keys))
+        marked = {"", *verb.connection.scalars(sa.select(source_companies.c.name).where(source_companies.c.replicate))}
+        keys = frozenset(key for keys in found.values() for key in keys)
+        part = Part(companies, frozenset(key for key in keys if key[0] in marked) or keys)
     if scope.failed:
         failed = frozenset(key for key in failed_tables(verb.connection) if key in part)
         if not failed:

@@ -185,7 +185,8 @@ def refuse_invalid(connection: sa.Connection) -> None:
         errors = sum(each.errors for each in found)
         places = list_tables([(each.company_name, f"{each.table_name} (suite {each.suite})".strip()) for each in found])
         raise StateError(f"validation has found {errors:,} error{'' if errors == 1 else 's'}: {places}", code="ValidationFailed",
-                         hint="mend what skylift validate shows and validate again, or have it ignore a test that is wrong "
+                         hint="have the tables copied whole again (skylift run --kind full --table NAME), or correct the rows, and "
+                              "validate again (skylift validate --force); or have it ignore a test that is wrong "
                               "(skylift validate --ignore SUITE/TEST)")
 
 

@@ -73,7 +73,7 @@ def _folder(name: str, home: Path) -> Path:
     built_in, own = BUILT_IN / name.replace("-", "_"), home / "packs" / name
     if re.fullmatch(r"[a-z-]+", name) and (built_in / "pack.toml").exists():
         return built_in
-    return own if (own / "pack.toml").exists() and not (home / name / "pack.toml").exists() else home / name
+    return home / name if (home / name / "pack.toml").exists() else own
 
 
 def load_pack(folder: Path) -> Pack:
@@ -84,8 +84,8 @@ def load_pack(folder: Path) -> Pack:
         content = tomllib.loads(text)
     except FileNotFoundError:
         built_in = ", ".join(sorted(path.parent.name.replace("_", "-") for path in BUILT_IN.glob("*/pack.toml")))
-        raise _wrong(manifest, "is not there", "name a folder with a pack.toml, from where you are or from the home "
-                     f"folder, or a built-in pack: {built_in}") from None
+        raise _wrong(manifest, "is not there", f"name a built-in pack ({built_in}), or a folder with a pack.toml: by its path, "
+                     "or by its name where it stands under `packs` in the home folder") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise _wrong(manifest, f"cannot be read: {error}") from None
     _check_keys(manifest, content, _PACK_KEYS, ("name", "version"))
