@@ -16,6 +16,7 @@ from skylift.connectors.postgres import PG_BINARY
 from skylift.connectors.postgres_load import copy_in
 from skylift.connectors.postgres_receive import copy_out
 from skylift.connectors.postgres_target import PostgresTarget, PostgresTransaction
+from skylift.engine import copy
 from skylift.engine.copy import Copier, build_name
 from skylift.errors import NotVerified
 from skylift.model import CopyTask, Table, TargetName
@@ -24,6 +25,11 @@ from tests.connectors.test_conformance import ITEM, KEY, insert, simple, success
 from tests.connectors.test_postgres_binary import ROWS, TABLE, TEXT, TIMES, arrow, decimals, edge, integers, server  # noqa: F401
 
 NAME = TargetName("", "t")
+
+
+@pytest.fixture(autouse=True)
+def small_tables_too(monkeypatch):
+    monkeypatch.setattr(copy, "HASHED_ROWS", 0)
 
 
 @pytest.fixture(params=[SqliteLab, PostgresLab])

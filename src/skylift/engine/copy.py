@@ -35,6 +35,7 @@ from skylift.runs import TableStatus
 CHUNK_BYTES = 256 * 2**20
 LARGE_ROW_BYTES = 2**17             # a table whose rows are larger on average goes in smaller chunks, one at a time: each value is held
 LARGE_CHUNK_BYTES = 16 * 2**20      # several times on its way, and some targets hold those of a transaction together
+HASHED_ROWS = 2_000                 # of a table, from which on its target is asked for hashes: planning that takes as long as reading fewer
 SWEPT_SHARE = 0.1                   # of a table's rows in differing buckets, above which a sweep gives way to a full copy
 SWEPT_ROWS = 10_000                 # but so many are always swept
 
@@ -265,7 +266,8 @@ class Copier:
 
     def stream(self, task: CopyTask, keys: KeyRange) -> HashedStream:
         """The source's rows of a full copy, on their way."""
-        hashes = self.target.hashes.of(task.table) if self.verify and self.target.hashes else None
+        worth_it = self.verify and (task.table.rows or 0) >= HASHED_ROWS
+        hashes = self.target.hashes.of(task.table) if worth_it and self.target.hashes else None
         return HashedStream(self.fitted(task.table, self.source.read(task.table, keys)), hashes)
 
     def fitted(self, table: Table, batches: Batches) -> Batches:
