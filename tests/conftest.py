@@ -1,6 +1,5 @@
 """Databases for the tests that want one."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -15,17 +14,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests import servers
-
-MEMORY_DISK = "/dev/shm"
-ROOM, MEMORY = 8 * 2**30, 16 * 2**30      # a suite leaves 5 GB
-
-
-def pytest_configure() -> None:
-    """Files of tests lie in memory where there is room: nothing here is about power cuts, and each fsync of a disk takes milliseconds."""
-    with suppress(OSError):
-        there = os.statvfs(MEMORY_DISK)
-        if there.f_bavail * there.f_frsize >= ROOM and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= MEMORY:
-            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY_DISK)
 
 
 @pytest.fixture(scope="session")
