@@ -95,10 +95,10 @@ def _show(session: Session, ended: Validation) -> int:
 
 def _list(session: Session, only: list[ValidationTest] | None = None) -> int:
     """`only`: tests that were just told; they answer for the list."""
-    suites, tests = session.migration.validation_suites(), session.migration.validation_tests()
     if only:
         session.answer({"tests": only})
         return OK
+    suites, tests = session.migration.validation_suites(), session.migration.validation_tests()
     session.table(("suite", "test", "about", "found", "ignored", "what it looks at"), [
         (test.suite, test.test, test.entity or "each table", test.fail_count, "yes" if test.ignored else "", test.description)
         for test in tests])
