@@ -1,5 +1,9 @@
 """Databases for the tests that want one."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -14,6 +18,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests import servers
+
+MEMORY_DISK = "/dev/shm"
+ROOM, MEMORY = 8 * 2**30, 16 * 2**30      # a suite leaves 5 GB
+
+
+def pytest_configure() -> None:
+    """Files of tests lie in memory where there is room: nothing here is about power cuts, and each fsync of a disk takes milliseconds.
+
+    They go with the run that wrote them; whoever wants to see them sets PYTEST_DEBUG_TEMPROOT to another folder.
+    """
+    with suppress(OSError):
+        there = os.statvfs(MEMORY_DISK)
+        fits = there.f_bavail * there.f_frsize >= ROOM and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= MEMORY
+        if fits and "PYTEST_DEBUG_TEMPROOT" not in os.environ:                       # workers find what the first process has set
+            folder = os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(prefix="skylift-tests-", dir=MEMORY_DISK)
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,7 @@ def test_a_server_process_that_is_ended_in_mid_copy_is_an_error_and_one_that_is_
             batches.close()
         else:
             server.execute("select pg_terminate_backend(%s)", [own.info.backend_pid])
-            with pytest.raises(psycopg.errors.AdminShutdown):
+            with pytest.raises(psycopg.OperationalError):          # AdminShutdown, or none of its own where the goodbye found no room
                 list(batches)
         assert own.closed
 
