@@ -8,7 +8,8 @@ import skylift
 ROOT = Path(skylift.__file__).parent
 # From the top; modules of one line may import each other.
 LAYERS = [["__main__"], ["cli"], ["app"], ["web"], ["api"], ["migration"], ["sample"], ["validation"], ["upgrades"], ["engine"],
-          ["products"], ["store"], ["connectors"], ["telemetry"], ["query"], ["model"], ["runs"], ["settings"], ["losses"], ["errors"]]
+          ["products"], ["store"], ["connectors"], ["telemetry"], ["query"], ["model"], ["runs"], ["settings"], ["losses"], ["errors"],
+          ["buffers"]]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 STRANGERS = {("engine", "store"), ("products", "store"), ("upgrades", "store"), ("validation", "store"), ("store", "connectors"),
              ("api", "engine"), ("api", "connectors"), ("cli", "api"), ("sample", "engine")}

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from skylift.buffers import spans
 from skylift.connectors import lake_files
 from skylift.connectors.lake_log import DataFile, LakeTable, schema_of
 from skylift.connectors.lake_names import folder_of
@@ -263,8 +264,8 @@ def _uuid_text(column: pa.FixedSizeBinaryArray) -> pa.StringArray:
 
 def _uuid_bytes(column: pa.StringArray) -> pa.FixedSizeBinaryArray:
     full = column.fill_null(_NIL)
-    ends = np.frombuffer(full.buffers()[1], np.int32)[full.offset:full.offset + len(full) + 1]
-    text = np.frombuffer(full.buffers()[2], np.uint8)[ends[0]:ends[-1]].reshape(-1, 36)[:, _DIGITS]
+    data, ends = spans(full)
+    text = data[ends[0]:ends[-1]].reshape(-1, 36)[:, _DIGITS]
     digits = np.where(text < ord("a"), text - ord("0"), text - ord("a") + 10).astype(np.uint8)
     raw = pa.py_buffer(np.ascontiguousarray(digits[:, 0::2] << 4 | digits[:, 1::2]))
     made = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(full), [None, raw])

@@ -12,12 +12,12 @@ import numba as nb
 import numpy as np
 import pyarrow as pa
 
+from skylift.buffers import U, spans
 from skylift.connectors.casting import key_of
 from skylift.connectors.native import copy
 from skylift.errors import CopyError, SkyliftError, ValueRefused
 from skylift.model import Table
 
-U = np.uint64
 _DAY_US, _DAYS_TO_2000, _US_TO_2000 = 86_400_000_000, 10_957, 946_684_800_000_000    # Arrow counts from 1970, PostgreSQL from 2000
 
 _BOOL, _INT16, _INT32, _INT64, _DATE, _TIME, _TIMESTAMP, _NUMERIC, _UUID, _BYTES = range(10)
@@ -47,7 +47,7 @@ class Decoder:
 
     def decode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Raises ValueRefused naming table, column and key of a value that the schema's type cannot hold."""
-        data, ends = _bytes_of(batch.column(0))
+        data, ends = spans(batch.column(0))
         columns, error = self._columns(data, ends)
         if error[0]:
             raise self._refusal(data, ends, *error)
@@ -87,13 +87,6 @@ class Decoder:
         one, _ = self._columns(data, ends[row:row + 2])
         return ValueRefused(f"{self._table.path}.{field.name}, key {key_of(one, self._table, 0)}: {_REFUSALS[reason]} {field.type}",
                             hint="correct the row, or give the column a type that holds it")
-
-
-def _bytes_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of a binary column without nulls, and where each value ends: uint8, and int32 of shape (rows + 1,)."""
-    _, ends, data = column.buffers()
-    return (np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8),
-            np.frombuffer(ends, np.int32)[column.offset:column.offset + len(column) + 1])
 
 
 @nb.njit(nogil=True, cache=True, inline="always")

@@ -22,6 +22,7 @@ import numba as nb
 import numpy as np
 import pyarrow as pa
 
+from skylift.buffers import U, bitmap, eight_bytes, is_null, spans, words
 from skylift.connectors import Transaction
 from skylift.connectors.postgres_ddl import declares, table_sql
 from skylift.connectors.postgres_load import on_the_wire
@@ -36,11 +37,9 @@ PART_BYTES = 256 * 2**20           # of a table that are hashed by one statement
 SMALL_BYTES = 2**20                # are not worth a statement of their own
 SINCE = 140000
 
-U = np.uint64
 _LOW = 0xFFFFFFFF
 _BEGIN = 0x9E3779B9 + 3923095
 _US_TO_2000, _DAYS_TO_2000 = 946_684_800_000_000, 10_957
-_NONE = np.zeros(0, np.uint8)
 _DIGITS = 64                       # to the base 10,000, that are hashed here
 
 _MODIFIER = re.compile(r"\(.*?\)")
@@ -105,15 +104,14 @@ def sum_of(batch: pa.RecordBatch) -> int:
         _add(rows, column)
     for column in batch.columns:
         if pa.types.is_decimal128(column.type):
-            _add_signs(rows, _words(column, 2), *_validity(column))
+            _add_signs(rows, words(column, 2), bitmap(column), column.offset)
     return int(_finish(rows))
 
 
 def native_sum_of(batch: pa.RecordBatch, kinds: np.ndarray) -> int | None:
     """Of rows as they stand in binary COPY, whose columns are of these kinds; None where there is a number of very many digits."""
-    _, ends, data = batch.column(0).buffers()
-    bounds = np.frombuffer(ends, np.int32)[batch.column(0).offset:batch.column(0).offset + batch.num_rows + 1].astype(U)
-    known, total = _sum_native(_read_only(np.frombuffer(data, np.uint8) if data else _NONE), bounds, kinds)
+    data, ends = spans(batch.column(0))
+    known, total = _sum_native(data, ends.astype(U), kinds)
     return int(total) if known else None
 
 
@@ -129,44 +127,22 @@ def _add(rows: np.ndarray, column: pa.Array) -> None:
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):      # pa.uuid()
         column, kind = column.storage, kind.storage_type
-    valid, offset = _validity(column)
     if pa.types.is_decimal128(kind):
-        _add_numerics(rows, _words(column, 2), kind.scale, valid, offset)
+        _add_numerics(rows, words(column, 2), kind.scale, bitmap(column), column.offset)
     elif pa.types.is_floating(kind):
-        _add_floats(rows, _words(column.cast(pa.float64()), 1) if kind != pa.float64() else _words(column, 1), *_validity(column))
-    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
-        _, ends, data = column.buffers()
-        ends = np.frombuffer(ends, np.int32)[column.offset:column.offset + len(column) + 1].astype(U) if ends else np.zeros(1, U)
-        _add_bytes(rows, ends, _read_only(np.frombuffer(data, np.uint8) if data is not None and data.size else _NONE), valid, offset)
-    elif pa.types.is_fixed_size_binary(kind):
-        data = np.frombuffer(column.buffers()[1], np.uint8) if len(column) else _NONE
-        ends = (np.arange(len(column) + 1, dtype=np.int64) + column.offset) * kind.byte_width
-        _add_bytes(rows, ends.astype(U), _read_only(data), valid, offset)
+        wide = column.cast(pa.float64())
+        _add_floats(rows, words(wide), bitmap(wide), wide.offset)
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        column = column.cast(pa.binary()) if pa.types.is_fixed_size_binary(kind) else column
+        data, ends = spans(column)
+        _add_bytes(rows, ends.astype(U), data, bitmap(column), column.offset)
     elif kind == pa.int64() or pa.types.is_time64(kind) or pa.types.is_timestamp(kind):
-        _add_longs(rows, _words(column, 1), U(_US_TO_2000 if pa.types.is_timestamp(kind) else 0), valid, offset)
+        _add_longs(rows, words(column), U(_US_TO_2000 if pa.types.is_timestamp(kind) else 0), bitmap(column), column.offset)
     elif pa.types.is_date32(kind) or kind in (pa.int16(), pa.int32(), pa.bool_()):
         numbers = (column.view(pa.int32()) if pa.types.is_date32(kind) else column).cast(pa.int64())
-        _add_ints(rows, _words(numbers, 1), U(_DAYS_TO_2000 if pa.types.is_date32(kind) else 0), *_validity(numbers))
+        _add_ints(rows, words(numbers), U(_DAYS_TO_2000 if pa.types.is_date32(kind) else 0), bitmap(numbers), numbers.offset)
     else:
         raise TypeError(f"PostgreSQL's hash of a value of type {kind} is not known here")
-
-
-def _validity(column: pa.Array) -> tuple[np.ndarray, int]:
-    """Arrow's bitmap, empty where there are no nulls, and where in it the column begins."""
-    return (_read_only(np.frombuffer(column.buffers()[0], np.uint8)) if column.null_count else _NONE), column.offset
-
-
-def _words(column: pa.Array, width: int) -> np.ndarray:
-    """The values as words of 64 bits: uint64 of shape (rows * width,)."""
-    if not len(column):
-        return np.zeros(0, U)
-    return _read_only(np.frombuffer(column.buffers()[1], U)[column.offset * width:(column.offset + len(column)) * width])
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    """Numba compiles a loop for either."""
-    array.flags.writeable = False
-    return array
 
 
 # ------------------------------------------------------------------ the server's hashes, with the seed 0
@@ -212,52 +188,41 @@ def _hash_uint32(word):
     return _final((begin + word) & U(_LOW), begin, begin)
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
-def _eight(data, p):
-    return (U(data[p]) | U(data[p + U(1)]) << U(8) | U(data[p + U(2)]) << U(16) | U(data[p + U(3)]) << U(24)
-            | U(data[p + U(4)]) << U(32) | U(data[p + U(5)]) << U(40) | U(data[p + U(6)]) << U(48) | U(data[p + U(7)]) << U(56))
-
-
 @nb.njit(nogil=True, cache=True)
 def _hash_bytes(data, p, end):
     """hash_bytes_extended of data[p:end]."""
     a = b = c = (U(_BEGIN) + (end - p)) & U(_LOW)
     size = U(data.shape[0])
     while p + U(12) <= end:
-        word = _eight(data, p)
+        word = eight_bytes(data, p)
         last = U(data[p + U(8)]) | U(data[p + U(9)]) << U(8) | U(data[p + U(10)]) << U(16) | U(data[p + U(11)]) << U(24)
         a, b, c = _mix((a + word) & U(_LOW), (b + (word >> U(32))) & U(_LOW), (c + last) & U(_LOW))
         p += U(12)
     left = end - p
     word = U(0)
     if left >= U(8):
-        word = _eight(data, p)
+        word = eight_bytes(data, p)
         for k in range(left - U(8)):
             c += U(data[p + U(8) + U(k)]) << U(8) * (U(k) + U(1))
     elif p + U(8) <= size:         # one load and a mask instead of a loop over the last bytes
-        word = _eight(data, p) & ((U(1) << U(8) * left) - U(1))
+        word = eight_bytes(data, p) & ((U(1) << U(8) * left) - U(1))
     else:
         for k in range(left):
             word |= U(data[p + U(k)]) << U(8) * U(k)
     return _final((a + word) & U(_LOW), (b + (word >> U(32))) & U(_LOW), c & U(_LOW))
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
-def _is_null(valid, i):
-    return valid.shape[0] > 0 and not (valid[i >> 3] >> (i & 7)) & 1
-
-
 @nb.njit(nogil=True, cache=True)
 def _add_ints(rows, values, shift, valid, offset):
     for i in range(rows.shape[0]):
-        value = U(0) if _is_null(valid, i + offset) else _hash_uint32((values[i] - shift) & U(_LOW))
+        value = U(0) if is_null(valid, i + offset) else _hash_uint32((values[i] - shift) & U(_LOW))
         rows[i] = rows[i] * U(31) + value
 
 
 @nb.njit(nogil=True, cache=True)
 def _add_longs(rows, values, shift, valid, offset):
     for i in range(rows.shape[0]):
-        value = U(0) if _is_null(valid, i + offset) else _hash_long(values[i] - shift)
+        value = U(0) if is_null(valid, i + offset) else _hash_long(values[i] - shift)
         rows[i] = rows[i] * U(31) + value
 
 
@@ -277,14 +242,14 @@ def _hash_double(word, eight):
 def _add_floats(rows, values, valid, offset):
     eight = np.empty(8, np.uint8)
     for i in range(rows.shape[0]):
-        value = U(0) if _is_null(valid, i + offset) else _hash_double(values[i], eight)
+        value = U(0) if is_null(valid, i + offset) else _hash_double(values[i], eight)
         rows[i] = rows[i] * U(31) + value
 
 
 @nb.njit(nogil=True, cache=True)
 def _add_bytes(rows, ends, data, valid, offset):
     for i in range(rows.shape[0]):
-        value = U(0) if _is_null(valid, i + offset) else _hash_bytes(data, ends[i], ends[i + 1])
+        value = U(0) if is_null(valid, i + offset) else _hash_bytes(data, ends[i], ends[i + 1])
         rows[i] = rows[i] * U(31) + value
 
 
@@ -348,7 +313,7 @@ def _add_numerics(rows, words, scale, valid, offset):
     odd, places = scale % 4, (scale + 3) // 4
     for i in range(rows.shape[0]):
         value, low, high = U(0), words[2 * i], words[2 * i + 1]
-        if _is_null(valid, i + offset):
+        if is_null(valid, i + offset):
             pass
         elif low == U(0) and high == U(0):
             value = U(0xFFFFFFFFFFFFFFFF)
@@ -461,5 +426,5 @@ def _sum_native(data, ends, kinds):
 @nb.njit(nogil=True, cache=True)
 def _add_signs(rows, words, valid, offset):
     for i in range(rows.shape[0]):
-        value = U(0) if _is_null(valid, i + offset) else _hash_uint32(words[2 * i + 1] >> U(63))
+        value = U(0) if is_null(valid, i + offset) else _hash_uint32(words[2 * i + 1] >> U(63))
         rows[i] = rows[i] * U(31) + value

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
 
+from skylift.buffers import spans
 from skylift.connectors.casting import key_of
 from skylift.connectors.postgres_receive import SIGNATURE
 from skylift.errors import ValueRefused
@@ -47,7 +47,7 @@ def copy_in(connection: psycopg.Connection, into: str, table: Table, batches: It
         if table.format != ARROW:
             copy.write(SIGNATURE + bytes(8))
             for batch in batches:
-                data, ends = _bytes_of(batch.column(0))
+                data, ends = spans(batch.column(0))
                 copy.write(data[ends[0]:ends[-1]].data)
             copy.write(b"\xff\xff")
         else:
@@ -115,13 +115,6 @@ def held(keys: pa.Table, losses: Losses) -> pa.Table:
 
 def _has_nul(column: pa.Array) -> bool:
     """Whether any byte of the text is 0: one pass over the buffer, a tenth of what looking into each value takes."""
-    data, ends = _bytes_of(column)
-    text = data[ends[0]:ends[-1]] if len(ends) else data
+    data, ends = spans(column)
+    text = data[ends[0]:ends[-1]]
     return len(text) > 0 and text.min() == 0
-
-
-def _bytes_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of a text or binary column, and where each value ends: uint8, and int32 of shape (rows + 1,)."""
-    _, ends, data = column.buffers()
-    return (np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8),
-            np.frombuffer(ends, np.int32)[column.offset:column.offset + len(column) + 1])

@@ -26,11 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from skylift.buffers import U, bitmap, eight_bytes, is_null, spans, words
 from skylift.model import Digest
 
-U = np.uint64
 _NULL = 0x9E6C63D0676A9A99
-_ABSENT = np.frombuffer(b"", np.uint8)
 
 
 @nb.njit(nogil=True, cache=True, inline="always")
@@ -40,21 +39,13 @@ def _fold(h0, h1, word):
     return h0 ^ (h0 >> U(32)), h1 ^ (h1 >> U(29))
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
-def _word(data, p):
-    """Eight bytes at `p`, little-endian. `p` is unsigned: Numba checks signed indices for wrap-around, which costs a third."""
-    return (U(data[p]) | U(data[p + U(1)]) << U(8) | U(data[p + U(2)]) << U(16) | U(data[p + U(3)]) << U(24)
-            | U(data[p + U(4)]) << U(32) | U(data[p + U(5)]) << U(40) | U(data[p + U(6)]) << U(48) | U(data[p + U(7)]) << U(56))
-
-
 @nb.njit(nogil=True, cache=True)
 def _fold_fixed(h0, h1, words, width, valid, offset, seed):
     """Fold `width` words a row of `words` into the lanes; `valid` is Arrow's bitmap (empty = no nulls)."""
-    nulls = valid.shape[0] > 0
     for i in range(h0.shape[0]):
         a = h0[i] + seed
         b = h1[i] ^ seed
-        if nulls and not (valid[(i + offset) >> 3] >> ((i + offset) & 7)) & 1:
+        if is_null(valid, i + offset):
             a, b = _fold(a, b, U(_NULL))
         else:
             for k in range(width):
@@ -67,22 +58,21 @@ def _fold_fixed(h0, h1, words, width, valid, offset, seed):
 def _fold_bytes(h0, h1, ends, data, valid, offset, seed):
     """Fold a variable-length column: row i is data[ends[i]:ends[i + 1]]."""
     size = U(data.shape[0])
-    nulls = valid.shape[0] > 0
     for i in range(h0.shape[0]):
         a = h0[i] + seed
         b = h1[i] ^ seed
-        if nulls and not (valid[(i + offset) >> 3] >> ((i + offset) & 7)) & 1:
+        if is_null(valid, i + offset):
             a, b = _fold(a, b, U(_NULL))
         else:
             p = ends[i]
             end = ends[i + 1]
             a, b = _fold(a, b, end - p)
             while p + U(8) <= end:
-                a, b = _fold(a, b, _word(data, p))
+                a, b = _fold(a, b, eight_bytes(data, p))
                 p += U(8)
             if p < end:
                 if p + U(8) <= size:  # one load and a mask instead of a loop over the last bytes
-                    word = _word(data, p) & ((U(1) << (U(8) * (end - p))) - U(1))
+                    word = eight_bytes(data, p) & ((U(1) << (U(8) * (end - p))) - U(1))
                 else:
                     word = U(0)
                     for k in range(end - p):
@@ -164,25 +154,13 @@ def _lanes(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     for index, column in enumerate(batch.columns):
         seed = U((index + 1) * 0xD6E8FEB86659FD93 % 2**64)
         column = _canonical(column)
-        buffers = column.buffers()
-        valid = _view(buffers[0], np.uint8) if column.null_count else _ABSENT
-        start, stop = column.offset, column.offset + len(column)
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-            width = np.int32 if pa.types.is_binary(column.type) else np.int64
-            ends = _view(buffers[1], width)[start:stop + 1].astype(U) if len(column) else np.zeros(1, U)
-            data = _view(buffers[2], np.uint8) if buffers[2] is not None and buffers[2].size else _ABSENT
-            _fold_bytes(h0, h1, ends, data, valid, start, seed)
+            data, ends = spans(column)
+            _fold_bytes(h0, h1, ends.astype(U), data, bitmap(column), column.offset, seed)
         else:
-            words = column.type.bit_width // 64
-            _fold_fixed(h0, h1, _view(buffers[1], U)[start * words:stop * words], words, valid, start, seed)
+            per_row = column.type.bit_width // 64
+            _fold_fixed(h0, h1, words(column, per_row), per_row, bitmap(column), column.offset, seed)
     return h0, h1
-
-
-def _view(buffer: pa.Buffer, kind: type) -> np.ndarray:
-    """Never writeable, whoever has made the buffer: Numba compiles a loop for either."""
-    array: np.ndarray = np.frombuffer(buffer, kind)
-    array.flags.writeable = False
-    return array
 
 
 def _canonical(column: pa.Array) -> pa.Array:
